@@ -227,7 +227,7 @@ def test_a_plan_within_a_limit_is_applied_before_its_batch_is_tried(
 
 def test_memory_that_runs_out_in_the_first_pass_splits_the_batch_in_two(tmp_path: Path) -> None:
     loop, events, objective = one_step_of(4, tmp_path, out_of_memory())
-    time_of(loop, [0, 1, 2, 3])
+    time_of(loop, loop.batches.table, [0, 1, 2, 3])
     assert list(dict.fromkeys(objective.taken)) == [(0, 1, 2, 3), (0, 1)]
     assert loop.state.most_tokens == 20
     (warning,) = named(events, "warning")
@@ -239,7 +239,7 @@ def test_memory_that_runs_out_in_the_first_pass_splits_the_batch_in_two(tmp_path
 def test_memory_that_runs_out_with_a_single_row_ends_the_first_pass(tmp_path: Path) -> None:
     loop, _, objective = one_step_of(2, tmp_path, *(out_of_memory() for _ in range(3)))
     with pytest.raises(UserError, match=r"single row of 10 tokens \(points\.jsonl row 1\)"):
-        time_of(loop, [0, 1])
+        time_of(loop, loop.batches.table, [0, 1])
     assert objective.taken == [(0, 1), (0,)]
 
 
@@ -247,7 +247,7 @@ def test_memory_that_runs_out_with_a_single_row_ends_the_first_pass(tmp_path: Pa
 def test_another_error_in_the_first_pass_is_not_caught(tmp_path: Path, error: Exception) -> None:
     loop, events, objective = one_step_of(4, tmp_path, *[error] * 4)
     with pytest.raises(type(error), match="something else"):
-        time_of(loop, [0, 1, 2, 3])
+        time_of(loop, loop.batches.table, [0, 1, 2, 3])
     assert len(objective.taken) == 1
     assert (named(events, "warning"), loop.state.most_tokens) == ([], 0)
 
@@ -255,7 +255,7 @@ def test_another_error_in_the_first_pass_is_not_caught(tmp_path: Path, error: Ex
 def test_a_batch_that_was_split_before_is_tried_in_its_largest_part(tmp_path: Path) -> None:
     loop, _, objective = one_step_of(5, tmp_path)
     loop.state.most_tokens = 30
-    time_of(loop, [0, 1, 2, 3, 4])
+    time_of(loop, loop.batches.table, [0, 1, 2, 3, 4])
     assert set(objective.taken) == {(0, 1, 2)}
 
 
@@ -320,7 +320,7 @@ def test_a_busy_machine_leads_to_a_warning_and_to_a_second_measurement_of_some_r
     monkeypatch.setattr(memory_guard, "AGAIN", 1.9)  # seconds, in which a pass of 80 tokens in 4 s does three rows
     timed: list[tuple[int, ...]] = []
 
-    def pass_over(loop: Loop, rows: list[int]) -> tuple[float, float]:
+    def pass_over(loop: Loop, table: Any, rows: list[int]) -> tuple[float, float]:
         """The first pass takes the given seconds, and evaluating half of that; then all is ten times as fast."""
         timed.append(tuple(rows))
         per_token = seconds / (8 * TOKENS) / (10 if len(timed) > 1 else 1)
@@ -375,7 +375,7 @@ def test_rows_of_half_a_second_are_timed_again_on_a_busy_machine(
     monkeypatch.setattr(memory_guard, "taken_by_others", lambda before, after: 0.5)
     timed: list[tuple[int, ...]] = []
 
-    def pass_over(loop: Loop, rows: list[int]) -> tuple[float, float]:
+    def pass_over(loop: Loop, table: Any, rows: list[int]) -> tuple[float, float]:
         timed.append(tuple(rows))
         return 4.0 / (8 * TOKENS), 1.0
 
@@ -387,7 +387,7 @@ def test_rows_of_half_a_second_are_timed_again_on_a_busy_machine(
 def test_evaluations_are_forecast_with_the_speed_of_a_pass_without_gradients(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(memory_guard, "_seconds_per_token", lambda loop, rows: (3e-3, 1e-3))
+    monkeypatch.setattr(memory_guard, "_seconds_per_token", lambda loop, table, rows: (3e-3, 1e-3))
     batch_plan = BatchPlan.of(recipe_of(base, steps=5, evaluate_every=2), table_of(POINTS[:5]), table_of(POINTS[:3]))
     for done, training, evaluations in ((0, 5, 4), (2, 3, 2)):  # before the first step, and after 2, 4 and 5
         loop, events = loop_over(tmp_path, POINTS[:5], steps=5, held_out=POINTS[:3])
