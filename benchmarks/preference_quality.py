@@ -17,7 +17,9 @@ import json
 import os
 import random
 import tempfile
+import time
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -32,6 +34,10 @@ BASE = "smollm2-135m-instruct"
 SEEDS = 5
 T_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}
 """Student's t for a 95 % interval, by the number of seeds."""
+
+
+EPOCHS, RATE = 3, 5e-4
+"""Of the runs on real pairs. The default rate is meant for thousands of pairs."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +108,20 @@ def write_pairs(source: Source, directory: Path) -> None:
             (directory / f"{kind}_{name}.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n", encoding="utf-8")
 
 
+@cache
+def figures_of_base(source: str) -> dict[str, float]:
+    """The base's own figures on a source's held-out pairs and on general text, computed once."""
+    with tempfile.TemporaryDirectory() as directory:
+        write_pairs(SOURCES[source], Path(directory))
+        return figures_of(BASE, Path(directory))
+
+
+def figures_of(model: str, directory: Path) -> dict[str, float]:
+    from method_quality import general_loss
+
+    return {**likelier(model, directory), "general": general_loss(model, "test.txt")}
+
+
 def likelier(model: str, directory: Path) -> dict[str, float]:
     """The share of held-out pairs in which the better answer is likelier, summed over its tokens and per token."""
     import tunesmith
@@ -134,8 +154,6 @@ def likelier(model: str, directory: Path) -> dict[str, float]:
 
 def trial(source: str, name: str, seed: int) -> dict[str, Any]:
     """One run, and its base's and its own figures."""
-    from method_quality import general_loss
-
     import tunesmith
 
     with tempfile.TemporaryDirectory() as temporary:
@@ -151,21 +169,24 @@ def trial(source: str, name: str, seed: int) -> dict[str, Any]:
             },
             "objective": OBJECTIVES[name],
             "method": {"kind": "lora", "rank": 16, "alpha": 32},
-            "train": {"epochs": 2, "tokens_per_step": 4096, "seed": seed, "evaluate_every": 10_000},
+            "train": {
+                "epochs": EPOCHS,
+                "tokens_per_step": 4096,
+                "learning_rate": RATE,
+                "seed": seed,
+                "evaluate_every": 10_000,
+            },
         }
         run = tunesmith.train(recipe, directory / "run")
         last = [event for event in run.events() if event["event"] == "evaluation"][-1]
-        models = {"base": BASE, "tuned": str(run.directory)}
         return {
             "experiment": source,
             "name": name,
             "seed": seed,
             "machine": machine(),
             "accuracy_over_reference": last.get("accuracy"),
-            **{
-                side: {**likelier(model, directory), "general": general_loss(model, "test.txt")}
-                for side, model in models.items()
-            },
+            "base": figures_of_base(source),
+            "tuned": figures_of(str(run.directory), directory),
         }
 
 
@@ -238,6 +259,88 @@ def rule_trial(seed: int) -> dict[str, Any]:
         }
 
 
+SUMS = "sums"
+SUM_TRAIN, SUM_PROMPTS, SUM_HELD_OUT = 96, 512, 200
+"""Sums with their results for the first stage, without for the others, and held out."""
+
+GRPO_STEPS, GROUP, PROMPTS = 40, 8, 16
+SUM_TOKENS = 8
+
+
+def sums(count: int, draw: random.Random, seen: set[tuple[int, int]]) -> list[dict[str, str]]:
+    """Sums of two numbers below 60, each once."""
+    rows = []
+    while len(rows) < count:
+        pair = (draw.randint(2, 59), draw.randint(2, 59))
+        if pair not in seen:
+            seen.add(pair)
+            rows.append({"question": f"What is {pair[0]} + {pair[1]}?", "answer": str(sum(pair))})
+    return rows
+
+
+def right(model: str, rows: list[dict[str, str]]) -> float:
+    """The share of sums that a model gets right, answering with the likeliest tokens."""
+    import tunesmith
+
+    answers = tunesmith.load(model).generate([row["question"] for row in rows], max_new_tokens=SUM_TOKENS)
+    return mean(answer.text.strip() == row["answer"] for answer, row in zip(answers, rows, strict=True))
+
+
+def sums_trial(seed: int) -> dict[str, Any]:
+    """A few examples, then as many samples for best-of-n (keep what is right, train on it) as for GRPO."""
+    import tunesmith
+
+    with tempfile.TemporaryDirectory() as temporary:
+        directory = Path(temporary)
+        draw, seen = random.Random(seed), set[tuple[int, int]]()
+        held_out, examples, prompts = (sums(count, draw, seen) for count in (SUM_HELD_OUT, SUM_TRAIN, SUM_PROMPTS))
+
+        def written(name: str, rows: list[dict[str, str]]) -> dict[str, Any]:
+            (directory / name).write_text("\n".join(map(json.dumps, rows)) + "\n", encoding="utf-8")
+            return {"train": str(directory / name), "held_out": 0.0}
+
+        def tuned(name: str, start: str | None, data: dict[str, Any], objective: dict[str, Any], **train: Any) -> str:
+            recipe = {
+                "base": {"path": BASE, "adapter": start and f"{start}/adapter"},
+                "data": data,
+                "objective": objective,
+                "method": {"kind": "lora", "rank": 16, "alpha": 32},
+                "train": {"seed": seed, "precision": "fp32", **train},
+            }
+            return str(tunesmith.train(recipe, directory / name).directory)
+
+        started = time.perf_counter()
+        first = tuned("first", None, written("examples.jsonl", examples), {"kind": "instruction"}, epochs=2.0,
+                      tokens_per_step=1024)  # fmt: skip
+        grpo = {
+            "kind": "grpo", "rewards": ["exact"], "group_size": GROUP, "prompts": PROMPTS, "max_new_tokens": SUM_TOKENS,
+        }  # fmt: skip
+        reinforced = tuned("grpo", first, written("prompts.jsonl", prompts), grpo, steps=GRPO_STEPS)
+        seconds = time.perf_counter() - started
+        asked = (prompts * (1 + GRPO_STEPS * PROMPTS // len(prompts)))[: GRPO_STEPS * PROMPTS]
+        samples = tunesmith.load(first).generate(
+            [row["question"] for row in asked], max_new_tokens=SUM_TOKENS, temperature=1.0, n=GROUP, seed=seed
+        )
+        kept = [
+            row for number, row in enumerate(asked) for answer in samples[number * GROUP : (number + 1) * GROUP]
+            if answer.text.strip() == row["answer"]
+        ]  # fmt: skip
+        best = tuned("best", first, written("kept.jsonl", kept), {"kind": "instruction"}, epochs=1.0,
+                     tokens_per_step=2048)  # fmt: skip
+        return {
+            "experiment": SUMS,
+            "name": "grpo",
+            "seed": seed,
+            "machine": machine(),
+            "seconds": seconds,
+            "kept": len(kept),
+            **{
+                name: right(model, held_out)
+                for name, model in (("base", BASE), ("examples", first), ("best_of_n", best), ("grpo", reinforced))
+            },
+        }
+
+
 def table(trials: list[dict[str, Any]]) -> str:
     """Markdown: means and 95 % intervals over the seeds."""
     lines = [
@@ -269,8 +372,21 @@ def table(trials: list[dict[str, Any]]) -> str:
             "",
             f"A reward model of the rule: {accuracy} of held-out pairs right; rank correlation with it {correlation}.",
         ]
-    seeds = len({each["seed"] for each in trials})
-    lines += ["", f"{trials[0]['machine']}; {seeds} seeds, 95 % intervals over them." if trials else ""]
+    reinforced = [each for each in trials if each["experiment"] == SUMS]
+    if reinforced:
+        lines += ["", "| sums right | |", "|---|---|"]
+        names = {"base": "base", "examples": f"{SUM_TRAIN} examples", "best_of_n": "best-of-n", "grpo": "GRPO"}
+        lines += [
+            f"| {title} | {_over([each[key] for each in reinforced], 100, '%')} |" for key, title in names.items()
+        ]
+    counts = {
+        name: len({each["seed"] for each in trials if each["experiment"] == name}) for name in (*SOURCES, RULE, SUMS)
+    }
+    if trials:
+        seeds = ", ".join(f"{name} {count}" for name, count in counts.items() if count)
+        about = trials[0]["machine"]
+        on = f"{about['cores']} cores of an {about['processor']} with {about['instructions'][0]}"
+        lines += ["", f"Seeds: {seeds}; 95 % intervals over them. On {on}."]
     return "\n".join(lines) + "\n"
 
 
@@ -287,6 +403,7 @@ def _over(values: list[float], scale: int, unit: str) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=SEEDS)
+    parser.add_argument("--only", nargs="+", choices=[*SOURCES, RULE, SUMS], help="these experiments")
     options = parser.parse_args()
     finished = {(each["experiment"], each["name"], each["seed"]) for each in stored_trials(RESULTS)}
     for seed in range(options.seeds):
