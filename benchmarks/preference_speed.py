@@ -60,7 +60,7 @@ def settings_of(precision: str) -> list[PreferenceSetting]:
     names = [f"dpo-batch-before-{pure}", f"dpo-rows-before-{pure}", f"dpo-batch-with-{pure}"]
     names += [f"reward-batch-{pure}", f"reward-rows-{pure}"]
     if precision == "bf16":
-        names += ["dpo-batch-before-autocast", "dpo-rows-before-autocast", "reward-batch-autocast"]
+        names += ["dpo-batch-before-autocast", "reward-batch-autocast"]
     theirs = [
         PreferenceSetting(f"trl-{name}", "TRL", "trl", "trl_preference.py", name, objective=name.split("-")[0])
         for name in names
@@ -209,7 +209,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--pairs", type=Path, help="JSON or JSONL of pairs; default: made from the demo's rows")
     parser.add_argument("--name", help="the data set's name in the tables; default: from the file name")
-    parser.add_argument("--steps", type=int, default=6, help="steps of at most 2,048 tokens in each process")
+    parser.add_argument("--steps", type=int, default=5, help="steps of at most 2,048 tokens in each process")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", action="append", choices=[*OBJECTIVES, CHECK], help="an objective")
     parser.add_argument("--model", action="append", choices=MODELS, help="one of the models")
