@@ -18,11 +18,11 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from peer_environments import make_environment, python_of
 from train_speed_report import rate_of, write_report
@@ -67,6 +67,8 @@ SETTINGS = [
     Setting("litgpt-batch", "LitGPT, padded batch", "litgpt", "litgpt_lora.py", "batch", opt_in=True),
 ]
 
+S = TypeVar("S", bound=Setting)
+
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(32 * 2**20), "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1)}
 """The thresholds that Tunesmith sets for itself (`tunesmith.engine.allocator`), as environment variables of glibc."""
 
@@ -107,8 +109,8 @@ def run_process(
     return Ended(process.returncode, usage.ru_maxrss * scale, time.perf_counter() - started)
 
 
-def new_steps(metrics: Path, seen: list[tuple[float, dict[str, Any]]]) -> Iterator[None]:
-    """Read `metrics.jsonl` whenever advanced; append each new step event with the time at which it was seen."""
+def new_events(metrics: Path, seen: list[tuple[float, dict[str, Any]]]) -> Iterator[None]:
+    """Read `metrics.jsonl` whenever advanced; append each new event with the time at which it was seen."""
     position = 0
     while True:
         if metrics.exists():
@@ -116,8 +118,7 @@ def new_steps(metrics: Path, seen: list[tuple[float, dict[str, Any]]]) -> Iterat
                 file.seek(position)
                 complete, newline, _ = file.read().rpartition(b"\n")
             position += len(complete) + len(newline)
-            events = [json.loads(line) for line in complete.split(b"\n") if line]
-            seen += [(time.time(), event) for event in events if event["event"] == "step"]
+            seen += [(time.time(), json.loads(line)) for line in complete.split(b"\n") if line]
         yield
 
 
@@ -177,12 +178,13 @@ def run_ours(
     own = own or our_recipe(work, steps_for_the_same_rows(plan, steps), plan, device)
     recipe.write_text(json.dumps(own, indent=1))  # JSON is valid YAML and needs no package
     call = "import sys; from tunesmith.cli import main; sys.argv[0] = 'tunesmith'; sys.exit(main())"
-    seen: list[tuple[float, dict[str, Any]]] = []
-    watch = new_steps(directory / "metrics.jsonl", seen)
+    events: list[tuple[float, dict[str, Any]]] = []
+    watch = new_events(directory / "metrics.jsonl", events)
     started = time.time()
     command = [str(python), "-c", call, "train", str(recipe), "--run", str(directory)]
     ended = run_process(command, out.with_suffix(".log"), watch)
     next(watch)
+    seen = [each for each in events if each[1]["event"] == "step"]
     if ended.code != 0 or not seen:
         raise RuntimeError(_end_of(out.with_suffix(".log")))
     kept = ("seconds", "tokens", "loss_tokens", "loss")
@@ -192,8 +194,16 @@ def run_ours(
         "seconds_to_first_step": seen[0][0] - started - seen[0][1]["seconds"],
         "peak_rss_bytes": ended.peak_rss_bytes,
         "seconds_between_events": [later[0] - earlier[0] for earlier, later in pairwise(seen)],
+        "before": reference_batches(events),
         "steps": [{**{key: event[key] for key in kept}, "rows": None} for _, event in seen],
     }
+
+
+def reference_batches(events: list[tuple[float, dict[str, Any]]]) -> list[tuple[int, float]]:
+    """(rows, seconds) of each batch of the reference that is computed before the first step; the first one's seconds
+    are unknown, and left out with it."""
+    batches = [(time, event["done"]) for time, event in events if event.get("what") == "reference"]
+    return [(done - known, time - before) for (before, known), (time, done) in pairwise(batches)]
 
 
 def run_peer(
@@ -338,14 +348,14 @@ def status(result: dict[str, Any]) -> str:
     return f"{rate_of([result]):,.0f} tokens/s, {result['peak_rss_bytes'] / 1e9:.1f} GB"
 
 
-def fastest(run: Path, chosen: list[Setting]) -> list[Setting]:
-    """Each peer's fastest setting of the first round; failed settings are left out."""
+def fastest(run: Path, chosen: Sequence[S], rate: Callable[[list[dict[str, Any]]], float] = rate_of) -> list[S]:
+    """Each peer's fastest setting of the first round, by `rate` of its result; failed settings are left out."""
     rates: dict[str, float] = {}
     for setting in chosen:
         result = json.loads((run / f"{setting.name}-0.json").read_text())
         if "failed" not in result:
-            rates[setting.name] = rate_of([result])
-    best: dict[str, Setting] = {}
+            rates[setting.name] = rate([result])
+    best: dict[str, S] = {}
     for setting in chosen:
         if setting.name in rates and rates[setting.name] >= rates.get(best.get(setting.peer, setting).name, 0):
             best[setting.peer] = setting

@@ -19,6 +19,7 @@ MAX_GRAD_NORM = 1.0
 MAX_LENGTH = 1_024  # tokens
 SEED = 0
 VIRTUAL_TOKENS = 20
+BETA = 0.1
 
 STARTED = float(os.environ.get("BENCHMARK_STARTED", time.time()))
 """When the driver started this process, in seconds since the epoch."""
@@ -32,6 +33,7 @@ def arguments(description: str, settings: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, required=True)
     parser.add_argument("--setting", choices=settings, required=True)
     parser.add_argument("--method", default="lora", help="lora, full, qlora, ia3 or prefix, if the peer has it")
+    parser.add_argument("--adapter", type=Path, help="a PEFT adapter to start from, if the peer can")
     parser.add_argument("--out", type=Path, required=True, help="JSON")
     parsed = parser.parse_args()
     parsed.plan = parsed.plan or parsed.rows.with_name("plan.json")
@@ -50,12 +52,14 @@ class Report:
     Attributes:
         plan: the reference work's plan (`plan.json`).
         description: the setting in words.
+        before: (rows, seconds) of each batch of what is computed before the first step but the first: the reference.
     """
 
     plan: dict[str, Any]
     description: str
     steps: list[dict[str, Any]] = field(default_factory=list)
     seconds_to_first_step: float | None = None
+    before: list[tuple[int, float]] = field(default_factory=list)
     _last: float = 0.0
     _last_cpu: float = 0.0
 
@@ -105,6 +109,7 @@ class Report:
                     "versions": {"python": sys.version.split()[0], **_versions(packages)},
                     "seconds_to_first_step": self.seconds_to_first_step,
                     "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,  # Linux: KiB
+                    "before": self.before,
                     "steps": self.steps,
                 },
                 indent=1,

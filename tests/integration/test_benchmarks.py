@@ -16,6 +16,9 @@ import torch
 from running_server import served
 
 from tunesmith.config.base import Base
+from tunesmith.config.recipe import Recipe
+from tunesmith.data.pack import Batches
+from tunesmith.data.prepare import prepare
 from tunesmith.models.load import load_tokenizer
 from tunesmith.serving.service import Limits
 from tunesmith.statistics.measured import Measured, mean_of
@@ -489,6 +492,82 @@ def test_plan_accuracy_and_arena_set_a_run_beside_its_plan(
     assert arena.table([run | runs]).splitlines()[2] == (
         "| llama-5m, lora, 32 tokens | 2 MB, 1.00 s | 3 MB, 0.80 s (× 1.50, × 0.80) |"
     )
+
+
+def preference_pairs(count: int) -> list[dict[str, Any]]:
+    def answer(text: str) -> dict[str, str]:
+        return {"from": "gpt", "value": text}
+
+    return [
+        {
+            "conversations": [{"from": "human", "value": f"Question {n}: {'why? ' * 20}"}],
+            "chosen": answer(f"Since {n} {'so ' * (60 + 20 * (n % 5))}"),
+            "rejected": answer("no " * (60 + n % 7)),
+        }
+        for n in range(count)
+    ]
+
+
+def test_preference_speed_trains_on_the_rows_of_its_plan_in_each_step(
+    script: Script, tiny_model: Path, tmp_path: Path
+) -> None:
+    work, module = script("preference_work"), script("preference_speed")
+    pairs = work.pairs_of(preference_pairs(30))
+    (tmp_path / "model").symlink_to(tiny_model)
+    work.write_work(pairs, "made up", tmp_path / "model", tmp_path)
+    plan = json.loads((tmp_path / "plan.json").read_text())
+    texts = [json.loads(line) for line in (tmp_path / "texts.jsonl").read_text().splitlines()]
+    assert len(texts) == plan["rows"] >= 6
+    assert all(each["chosen"].startswith("Since") for each in texts)
+    setting = module.settings_of("bf16")[0]
+    recipe = Recipe.model_validate(module.recipe_of(setting, tmp_path, 3, "fp32"))
+    table = prepare(recipe, load_tokenizer(Base(path=str(tiny_model)))).train
+    assert table.lengths.tolist() == plan["tokens"][: 3 * plan["rows_per_step"]]
+    batches = Batches(table, tokens_per_step=2048, tokens_per_batch=2048, pack=recipe.data.pack, shuffle=False, seed=0)
+    assert [[row for rows in step for row in rows] for step in batches.epoch(0)] == plan["steps"][:3]
+
+
+def test_preference_speed_makes_pairs_of_questions_with_answers(script: Script) -> None:
+    first, second = script("preference_work").pairs_of(CHATS[:2])
+    assert first["prompt"] == [{"role": "user", "content": CHATS[0]["question"]}]
+    assert first["chosen"] == second["rejected"] == [{"role": "assistant", "content": CHATS[0]["answer"]}]
+
+
+def test_preference_speed_counts_the_reference_and_compares_by_round(script: Script, tmp_path: Path) -> None:
+    report = script("preference_speed_report")
+
+    def result(peer: str, seconds: float, before: float, objective: str = "dpo", loss: float = 0.5) -> dict[str, Any]:
+        steps = [{"seconds": 9.0, "tokens": 100, "loss": 0.6931}] * 2 + [
+            {"seconds": seconds, "tokens": 100, "loss": loss}
+        ] * 2
+        return {
+            "name": f"{peer}-{objective}", "label": {"ours": "Tunesmith"}.get(peer, "TRL"), "peer": peer,
+            "objective": objective, "description": "as it is", "versions": {"torch": "2"}, "pairs_per_step": 4,
+            "peak_rss_bytes": 1e9 if peer == "ours" else 2e9, "before": [[2, before]] if before else [], "steps": steps,
+        }  # fmt: skip
+
+    assert report.pairs_per_second([result("ours", 1.0, 0.5)]) == pytest.approx(4 / (1.0 + 4 * 0.25))
+    assert report.pairs_per_second([result("trl", 1.0, 0.0)]) == pytest.approx(4.0)
+    assert report.tokens_per_second(result("trl", 1.0, 0.0)) == pytest.approx(100.0)
+    parameters = {
+        "works": {"reference": "work"}, "date": "2026-01-01", "precision": "bf16", "steps": 4, "rounds": 2,
+    }  # fmt: skip
+    write(tmp_path / "run.json", json.dumps(parameters))
+    plan = {"data_set": "any", "rows": 8, "rows_in_the_file": 9, "rows_per_step": 4, "parts": [[1, 2, 3]] * 8}
+    write(tmp_path / "work" / "plan.json", json.dumps(plan))
+    for number, seconds in enumerate((1.0, 2.0)):
+        for peer, slower in (("ours", 1), ("trl", 4)):
+            measured = result(peer, slower * seconds, 0.0)
+            write(tmp_path / "reference" / f"{peer}-dpo-{number}.json", json.dumps(measured))
+    for peer, loss in (("ours", 0.5), ("trl", 0.50001)):
+        write(tmp_path / "reference" / f"{peer}-check-0.json", json.dumps(result(peer, 1.0, 0.0, "check", loss)))
+    write(tmp_path / "reference" / "other-0.json", json.dumps({"name": "other", "failed": "no memory"}))
+    found = report.summarize(tmp_path, tmp_path)
+    text = report.table(found)
+    assert "| Tunesmith | 3.00 ± 12.71 | 75 ± 318 |  | 1.00 GB |  |" in text
+    assert "| TRL, as it is | 0.75 ± 3.18 | 19 ± 79 | 4.00 ± 0.00 × | 2.00 GB | 0.50 × |" in text
+    assert "| reference other | did not run |" in text
+    assert "differ by at most 1.0e-05; the first one is 0.6931" in text
 
 
 @pytest.mark.long

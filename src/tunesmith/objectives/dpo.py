@@ -67,7 +67,7 @@ class DPOLoss(PreferenceObjective):
             log_probs[better], log_probs[worse], reference[better], reference[worse], tokens[better], tokens[worse]
         )
         losses = pair_losses(config.loss, values, config.beta, config.label_smoothing, config.target_margin)
-        if config.sft_weight:
+        if config.sft_weight:  # of each pair, where TRL's is of all tokens of a batch: it depends on no other pair
             losses = losses - config.sft_weight * values.mean_better
         with torch.no_grad():
             if self.needs_reference:

@@ -45,7 +45,8 @@ class KTO(Preference):
         return [renderer.completions(replace(example, completions=(each,))) for each in example.completions]
 
     def arrange(self, table: TokenTable) -> TokenTable:
-        """Give each row a second completion: the next row's, which does not belong to it."""
+        """Give each row a second completion: the next row's, which does not belong to it. (TRL: the previous one's of
+        the batch.)"""
         if self.baseline == "zero" or len(table) < 2 or table.completions is None:
             return table
         longest = int(table.text_lengths.max())  # no text gets longer than those that the rows hold
