@@ -269,7 +269,7 @@ SUM_TOKENS = 8
 
 def sums(count: int, draw: random.Random, seen: set[tuple[int, int]]) -> list[dict[str, str]]:
     """Sums of two numbers below 60, each once."""
-    rows = []
+    rows: list[dict[str, str]] = []
     while len(rows) < count:
         pair = (draw.randint(2, 59), draw.randint(2, 59))
         if pair not in seen:
@@ -407,13 +407,12 @@ def main() -> None:
     options = parser.parse_args()
     finished = {(each["experiment"], each["name"], each["seed"]) for each in stored_trials(RESULTS)}
     for seed in range(options.seeds):
-        for experiment, name in [
-            (RULE, "reward model"),
-            *((source, name) for name in OBJECTIVES for source in SOURCES),
-        ]:
-            if (experiment, name, seed) in finished:
+        pairs = [(source, name) for name in OBJECTIVES for source in SOURCES]
+        for experiment, name in [*pairs, (RULE, "reward model"), (SUMS, "grpo")]:
+            if (experiment, name, seed) in finished or (options.only and experiment not in options.only):
                 continue
-            result = rule_trial(seed) if experiment == RULE else trial(experiment, name, seed)
+            own = {RULE: rule_trial, SUMS: sums_trial}
+            result = own[experiment](seed) if experiment in own else trial(experiment, name, seed)
             with RESULTS.open("a", encoding="utf-8") as out:
                 out.write(json.dumps(result) + "\n")
             RESULTS.with_suffix(".md").write_text(table(stored_trials(RESULTS)), encoding="utf-8")
