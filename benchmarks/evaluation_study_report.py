@@ -218,18 +218,30 @@ def plot(trials: Sequence[Trial], file: Path) -> None:
 
 
 def _panel(axes: Any, points: Sequence[CurvePoint]) -> None:
-    for number, point in enumerate((BASE, *points)):
+    for point in (BASE, *points):
         x, y = point.forgetting, point.gain
         color = "#888" if point is BASE else "#30638e" if "replay" in point.name else "#d1495b"
         bars = _bars(x, point.forgetting_interval), _bars(y, point.gain_interval)
         axes.errorbar(x, y, xerr=bars[0], yerr=bars[1], fmt="o", color=color, ms=5, elinewidth=1)
-        beside = (-24, -11) if point is BASE else (5, 4 if number % 2 else -11)  # neighbors on different sides
+        beside = (-24, -11) if point is BASE else (5, -11 if _is_below_another(point, points) else 4)
         axes.annotate(point.name, (x, y), xytext=beside, textcoords="offset points", fontsize=8)
     best = sorted(frontier([BASE, *points]), key=lambda point: point.forgetting)
     axes.plot([each.forgetting for each in best], [each.gain for each in best], ":", color="#888", linewidth=1)
     axes.locator_params(axis="x", nbins=5)
     axes.spines[["top", "right"]].set_visible(False)
     axes.margins(x=0.2, y=0.15)
+
+
+def _is_below_another(point: CurvePoint, points: Sequence[CurvePoint]) -> bool:
+    """Whether a point is a little below another one, so that its name goes below it."""
+    width, height = (
+        max(map(value, (BASE, *points))) - min(map(value, (BASE, *points)))
+        for value in (lambda each: each.forgetting, lambda each: each.gain)
+    )
+    return any(
+        0 < other.gain - point.gain < 0.2 * height and abs(other.forgetting - point.forgetting) < 0.3 * width
+        for other in points
+    )
 
 
 def _bars(middle: float, ends: Sequence[float]) -> list[list[float]]:

@@ -138,6 +138,7 @@ def test_all_commands_of_a_page_parse(page: Path) -> None:
         ("evaluation", "quantization_table"),
         ("retrieval", "retrieval_quality"),
         ("comparing", "compare_study"),
+        ("prompting", "prompt_search_study"),
         ("deciding", "compare_simulation"),
     ],
 )
