@@ -145,6 +145,7 @@ class PolicyConfig(ObjectiveConfig, ABC):
             self.group_size,
             self.max_new_tokens,
             self.temperature,
+            self.passes,
             self.passes * self.minibatches,
             self.needs_reference,
         )
