@@ -16,6 +16,7 @@ from matrix import (
     EVERY_FAMILY,
     FAMILIES,
     RECORD,
+    ROLLOUTS,
     SORTS,
     WEIGHTS,
     Cell,
@@ -136,7 +137,7 @@ def _objectives(outcomes: ByCell, reasons: dict[str, int]) -> list[str]:
                 for name in names
             ]
             lines.append(f"| {objective} | {family} | " + " | ".join(columns) + " |")
-    every = [name for name in OBJECTIVES if name not in ("instruction", "seq2seq")]
+    every = [name for name in OBJECTIVES if name not in ("instruction", "seq2seq", *ROLLOUTS)]
     lines += ["", "| family | " + " | ".join(every) + " |", "|---|" + "---|" * len(every)]
     for family in (*DECODERS, *ENCODERS):
         columns = []

@@ -49,7 +49,13 @@ def odd(text: str) -> float:
 
 
 def tiny_llama(dtype: torch.dtype = torch.float32, spread: float = 0.3) -> Any:
-    """A Llama of two layers, whose probabilities are far from uniform."""
+    """A Llama of two layers, whose probabilities are far from uniform, with document attention."""
+    model = plain_llama(dtype, spread)
+    use_document_attention(model)
+    return model
+
+
+def plain_llama(dtype: torch.dtype, spread: float) -> Any:
     tokenizer = byte_tokenizer()
     torch.manual_seed(0)
     model: Any = LlamaForCausalLM(
@@ -66,8 +72,34 @@ def tiny_llama(dtype: torch.dtype = torch.float32, spread: float = 0.3) -> Any:
             initializer_range=spread,
         )
     ).to(dtype)
-    use_document_attention(model)
     return model
+
+
+def pretrained_llama(answers: Sequence[str], prompts: Sequence[str], steps: int = 150) -> Any:
+    """A Llama of two layers that has learned to answer each prompt with one of the answers, equally often."""
+    tokenizer = byte_tokenizer()
+    renderer = Renderer(tokenizer)
+    model = plain_llama(torch.float32, 0.1)
+    texts = [
+        (len(asked), torch.tensor([*asked, *tokenizer(answer)["input_ids"], tokenizer.eos_token_id]))
+        for prompt in prompts
+        for asked in [tokenizer(renderer.prompt([{"role": "user", "content": prompt}]))["input_ids"]]
+        for answer in answers
+    ]
+    longest = max(len(ids) for _, ids in texts)
+    ids = torch.full((len(texts), longest), tokenizer.pad_token_id)
+    labels = torch.full_like(ids, -100)
+    for row, (start, own) in enumerate(texts):
+        ids[row, : len(own)] = own
+        labels[row, start : len(own)] = own[start:]
+    optimizer = torch.optim.AdamW(model.parameters(), 5e-3)
+    for _ in range(steps):
+        loss = model(input_ids=ids, attention_mask=(ids != tokenizer.pad_token_id).long(), labels=labels).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    use_document_attention(model)
+    return model.eval()
 
 
 def rollouts_over(
@@ -76,7 +108,7 @@ def rollouts_over(
     reward: Callable[[str], float] = odd,
     kind: str = "grpo",
     method: str = "full",
-    prompts: Sequence[str] = ("one", "two", "three", "four"),
+    rows: Sequence[str] = ("one", "two", "three", "four"),
     rate: float = 5e-3,
     steps: int = 2,
     tokens_per_batch: int = 4096,
@@ -91,7 +123,7 @@ def rollouts_over(
         reward: of an answer's text.
         kind: of the objective.
         method: which weights are trained.
-        prompts: the rows.
+        rows: the prompts.
         rate: the learning rate.
         steps: optimizer steps.
         tokens_per_batch: the most tokens in a batch.
@@ -104,7 +136,7 @@ def rollouts_over(
     renderer = Renderer(tokenizer)
     examples = [
         Example(Source("prompts", number), messages=({"role": "user", "content": prompt},), columns={"prompt": prompt})
-        for number, prompt in enumerate(prompts, 1)
+        for number, prompt in enumerate(rows, 1)
     ]
     renderings = renderer.tokenize_many([config.render(renderer, example)[0] for example in examples])
     table = TokenTable.build((*each, example.source) for each, example in zip(renderings, examples, strict=True))

@@ -1,12 +1,13 @@
 """Rollouts: they come from the weights in training, at the temperature of training, or the run stops."""
 
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from rollouts import resumed, rollouts_over, weights_of
+from rollouts import pretrained_llama, resumed, rollouts_over, weights_of
 from small_models import randomize
 
 from tunesmith.engine.interrupt import Interruption
@@ -172,3 +173,41 @@ def test_steps_do_not_depend_on_how_rows_are_batched(tmp_path: Path) -> None:
 
 PLAIN = {"betas": (0.0, 0.999), "eps": 2.0**27, "max_grad_norm": 1e9, "weight_decay": 0.0}
 """Gradient descent, up to a factor."""
+
+
+ANSWERS = ("yes", "no", "maybe")
+
+
+@pytest.fixture(scope="module")
+def pretrained() -> Any:
+    return pretrained_llama(ANSWERS, ("one", "two", "three", "four"), steps=100)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"), [("grpo", {"group_size": 8}), ("ppo", {"group_size": 8, "passes": 2, "kl_weight": 0.01})]
+)
+def test_lora_learns_which_answer_is_rewarded(pretrained: Any, tmp_path: Path, kind: str, options: Any) -> None:
+    """A base that gives each of three answers equally often comes to give one of them."""
+    loop, events = rollouts_over(
+        tmp_path,
+        deepcopy(pretrained),
+        lambda text: float(text == "no"),
+        kind,
+        "lora",
+        steps=12,
+        rate=5e-3,
+        prompts=4,
+        **options,
+    )
+    first = loop.evaluate()
+    for _ in range(12):
+        loop.step()
+    last = loop.evaluate()
+    assert first is not None
+    assert last is not None
+    rewards = [event["reward"] for event in events if event["event"] == "step" and "reward" in event]
+    assert rewards[0] < 0.7
+    assert np.mean(rewards[-3:]) > 0.75
+    assert last["reward"] > first["reward"]
+    assert last["loss"] == -last["reward"]
+    assert first["reward_interval"][0] <= first["reward"] <= first["reward_interval"][1]

@@ -36,6 +36,7 @@ class RolloutPlan:
         samples: completions of each prompt.
         most_tokens: of a completion.
         temperature: of the sampling.
+        passes: how often a phase's completions are trained on.
         updates: optimizer steps that a phase serves.
         keeps_initial_weights: whether the weights that the run started with stay in memory.
     """
@@ -44,6 +45,7 @@ class RolloutPlan:
     samples: int
     most_tokens: int
     temperature: float
+    passes: int
     updates: int
     keeps_initial_weights: bool
 

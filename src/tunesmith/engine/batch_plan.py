@@ -33,6 +33,7 @@ class Layout:
         widths: the distinct widths of its batches, in `WIDTH_STEP`s.
         evaluations: how often it evaluates, and on which held-out rows.
         table: what the rows of the largest batches are in; with rollouts, completions as long as they can get.
+        tokens_per_step: tokens of a step, with rollouts; None: they are those of its rows.
     """
 
     batches: Batches
@@ -42,6 +43,13 @@ class Layout:
     widths: frozenset[int]
     evaluations: Evaluations
     table: TokenTable
+    tokens_per_step: int | None = None
+
+    def tokens_in(self, first: int, last: int) -> int:
+        """Tokens in the steps first … last − 1; with rollouts, at most."""
+        if self.tokens_per_step is None:
+            return self.batches.tokens_in(first, last)
+        return self.tokens_per_step * (last - first)
 
     def largest_of(self, scores: bool) -> list[int]:
         """The batch that takes the most memory, with or without stored attention scores."""
@@ -145,8 +153,9 @@ class BatchPlan:
         per_phase = round(prompts + completions * plan.most_tokens)
         offsets = self.held_out.offsets + plan.most_tokens * np.arange(len(self.held_out) + 1)
         answered = replace(self.held_out, offsets=offsets)  # an evaluation answers its prompts, too
-        evaluations = Evaluations.of(train, steps, per_phase * -(-steps // plan.updates), answered)
-        return Layout(batches, steps, rows, rows, widths, evaluations, table)
+        per_step = per_phase * plan.passes // plan.updates
+        evaluations = Evaluations.of(train, steps, per_step * steps, answered)
+        return Layout(batches, steps, rows, rows, widths, evaluations, table, per_step)
 
 
 def _group_rows(prompt: int, plan: RolloutPlan, most: int) -> Iterator[tuple[int, ...]]:

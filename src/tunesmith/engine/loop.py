@@ -217,7 +217,10 @@ class Loop:
     def _step(self) -> dict[str, float]:
         """One attempt at a step. A non-finite loss or gradient leaves the weights unchanged."""
         self.forget_batches()  # of an attempt that ran out of memory, or that were not meant for a step
-        for rows in self.batches_of_step():
+        batches = self.batches_of_step()
+        if self.phases is not None and self.phases.metrics:  # it has just sampled
+            self._took("training", self.phases.seconds, "rollouts")
+        for rows in batches:
             if not math.isfinite(self.forward_backward(collate(self.table, rows, self.device))):
                 break
         return self.optim_step()
@@ -368,11 +371,14 @@ class Loop:
             "evaluation": times_left(self.evaluate_every, before, self.total_steps),
             "checkpoints": times_left(self.checkpoint_every, before, self.total_steps),
         }
+        if self.phases is not None:
+            left["rollouts"] = self.phases.phases_left(self.state.step, self.total_steps)
         return sum(count * median_low(self.recent[part]) for part, count in left.items() if self.recent[part])
 
-    def _took(self, part: str, seconds: float) -> None:
+    def _took(self, part: str, seconds: float, of: str | None = None) -> None:
+        """Note the seconds of a part of the run, which are those `of` something that comes again, by default of it."""
         self.state.seconds[part] += seconds
-        self.recent[part].append(seconds)
+        self.recent[of or part].append(seconds)
 
     def _watch_for_nan(self, loss: float, norm: float, batches: Sequence[Batch]) -> None:
         if math.isfinite(loss) and math.isfinite(norm):

@@ -22,6 +22,9 @@ from tunesmith.objectives.objective import Objective
 from tunesmith.objectives.rollouts import Collected, Completion, Phase, Prompt, RewardValues
 from tunesmith.run import Events
 
+FORECAST_TOKENS = (2, 6)
+"""Tokens of the completions whose time predicts that of longer ones."""
+
 ROUNDS = 64
 """Rounds of sampling that a phase can have, each with its own random numbers."""
 
@@ -121,6 +124,29 @@ class Phases:
     def restore(self, tensors: dict[str, Tensor]) -> None:
         """Continue with the tensors of `state`."""
         self.collected = Collected.restored(tensors, self.prompts.table) if tensors else None
+
+    def phases_left(self, step: int, total_steps: int) -> int:
+        """How many phases are still to be sampled.
+
+        Args:
+            step: optimizer steps so far.
+            total_steps: of the run.
+        """
+        last = -(-total_steps // self.plan.updates)
+        begun = -(-step // self.plan.updates)
+        return max(0, last - begun)
+
+    def forecast_sampling(self) -> float:
+        """Seconds that a phase's sampling takes if every completion is as long as it can get, from two short ones."""
+        rows = [row for batch in self.prompts.step(0) for row in batch]
+        prompts = [self.prompts.table[row][0].tolist() for row in rows for _ in range(self.plan.samples)]
+        most, times = self.plan.most_tokens, []
+        for tokens in FORECAST_TOKENS:
+            started = time.perf_counter()
+            self.sampler.sample(prompts, range(len(prompts)), Sampling(min(tokens, most), self.plan.temperature))
+            times.append(time.perf_counter() - started)
+        few, more = FORECAST_TOKENS
+        return times[0] + max(0.0, times[1] - times[0]) / (more - few) * max(0, most - few)
 
     def take_metrics(self) -> dict[str, Any]:
         """The metrics of the phase, once."""

@@ -32,8 +32,12 @@ from tunesmith.objectives.reward_watch import RewardWatch, repetition
 from tunesmith.objectives.rollouts import Collected, Completion, Phase, Prompt, row_ends
 from tunesmith.ops.policy_loss import dead_share, k3, martingale_bound
 
-MOST_GAP = {torch.float64: 1e-6, torch.float32: 1e-4, torch.bfloat16: 5e-2}
-"""The largest mean difference (nats) between the sampler's and the trainer's log p of the same tokens, by precision."""
+MOST_GAP = {torch.float64: 1e-6, torch.float32: 1e-4, torch.bfloat16: 0.15, torch.float16: 0.02}
+"""The largest mean difference (nats) between the sampler's and the trainer's log p of the same tokens, by precision.
+SmolLM2-135M in bf16 has 0.039 to 0.044, at an entropy of 2.3 nats."""
+
+PROBE_EFFECT = 4
+"""Weights are changed until log p changes by this many times `MOST_GAP`, to see whether the sampler's does, too."""
 
 MODEL = "model"
 """What the figures of `reward` are called."""
@@ -141,6 +145,7 @@ class PolicyConfig(ObjectiveConfig, ABC):
             self.group_size,
             self.max_new_tokens,
             self.temperature,
+            self.passes,
             self.passes * self.minibatches,
             self.needs_reference,
         )
@@ -368,8 +373,8 @@ class PolicyObjective(Objective, ABC):
                 sampler = np.concatenate(phase.score(pairs))
             effect = float(np.abs(trainer - before).mean())
             gap = float(np.abs(trainer - sampler).mean())
-            if effect > 20 * most:
-                if gap > max(most, 0.05 * effect):
+            if effect > PROBE_EFFECT * most:
+                if gap > effect / 2:
                     raise UserError(
                         "The sampler does not use the weights in training: with changed weights, the trainer's log-"
                         f"probabilities moved by {effect:.2g} nats, and the sampler's differ from them by {gap:.2g}. "

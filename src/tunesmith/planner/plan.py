@@ -125,12 +125,12 @@ class Plan:
     def time(self) -> Time:
         """From operations timed one by one on this machine; from the table's rates on other devices."""
         layout = self.batch_plan.layout(self.step.packed)
-        batches, steps = layout.batches, layout.steps
+        steps = layout.steps
         lengths = layout.table.lengths
         seconds = seconds_on(self.device, self._timer)
         batch_tokens = sum(int(lengths[row]) for row in self.largest_batch)
         batch_seconds = seconds(self.step.forward_backward, True)
-        tokens = batches.tokens_in(0, steps)
+        tokens = layout.tokens_in(0, steps)
         per_step = batch_seconds * tokens / steps / batch_tokens + seconds(self.step.optimizer, False)
         if not self.batch_plan.known:
             return Time(per_step, tokens / steps / per_step, {})

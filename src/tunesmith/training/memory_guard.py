@@ -101,11 +101,11 @@ def first_pass(loop: Loop, plan: Plan | None, batch_plan: BatchPlan, started: fl
     table = batch_plan.over(loop.batches.table).layout(not loop.batches.padded).table
     training, evaluating = _forecast_speed(loop, table, largest_batch)
     step, steps = loop.state.step, loop.total_steps
-    tokens = loop.batches.tokens_in(step, steps)
-    evaluations = batch_plan.layout(not loop.batches.padded).evaluations
+    layout = batch_plan.layout(not loop.batches.padded)
+    tokens, evaluations = layout.tokens_in(step, steps), layout.evaluations
     parts = {
         "start": time.perf_counter() - started,
-        "training": training * tokens,
+        "training": training * tokens + sampling_seconds(loop),
         "evaluation": evaluating * evaluations.tokens * evaluations.left(step, steps),
         "checkpoints": checkpoint_seconds(len(loop.masters.flat), times_left(loop.checkpoint_every, step, steps)),
     }
@@ -113,6 +113,15 @@ def first_pass(loop: Loop, plan: Plan | None, batch_plan: BatchPlan, started: fl
     loop.events.emit("forecast", **forecast)
     release_freed_memory()  # the first pass left gaps around the buffers that the matrix library keeps
     return forecast
+
+
+def sampling_seconds(loop: Loop) -> float:
+    """Of all phases that are left, if every completion is as long as it can get: from a few tokens of each. 0 without
+    rollouts."""
+    if loop.phases is None:
+        return 0.0
+    left = loop.phases.phases_left(loop.state.step, loop.total_steps)
+    return left * loop.phases.forecast_sampling() if left else 0.0
 
 
 def measured_since(before: LoopState, loop: Loop) -> dict[str, Any]:
