@@ -44,6 +44,13 @@ def rendered(objective: Any, **example: Any) -> list[Any]:
     return renderings
 
 
+REQUIRED: dict[str, dict[str, Any]] = {
+    "distillation": {"teacher": "t"},
+    "grpo": {"rewards": ["exact"]},
+    "ppo": {"rewards": ["exact"]},
+}
+"""What has no default."""
+
 PROPERTIES: dict[str, dict[str, Any]] = {
     "instruction": {"bases": ("decoder",), "overflow": "refuse", "loss_unit": "nats per loss token"},
     "text": {"bases": ("decoder",), "overflow": "split", "loss_unit": "nats per loss token"},
@@ -76,6 +83,15 @@ PROPERTIES: dict[str, dict[str, Any]] = {
         "rate_factor": 0.3,
     },
     "distillation": {"bases": ("decoder",), "overflow": "refuse", "loss_unit": "nats per loss token"},
+    **{
+        kind: {
+            "formats": ("prompts",),
+            "bases": ("decoder",),
+            "overflow": "refuse",
+            "loss_unit": "mean reward, negated",
+        }
+        for kind in ("grpo", "ppo")
+    },
     "graded_reward": {
         "formats": ("grades",),
         "bases": ("decoder",),
@@ -113,13 +129,26 @@ PROPERTIES: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("kind", OBJECTIVES)
 def test_objective_declares_its_rows_and_bases(kind: str) -> None:
-    objective = objective_of(kind, **({"teacher": "t"} if kind == "distillation" else {}))
+    objective = objective_of(kind, **REQUIRED.get(kind, {}))
     common = {"formats": (), "bases": ("decoder", "encoder"), "overflow": "truncate", "rate_factor": 1.0}
     expected = {**common, "concatenates_rows": False, "output_scale": 1.0, **PROPERTIES[kind]}
     assert {name: getattr(objective, name) for name in expected} == expected
     assert objective.reference_paths == (("t",) if kind == "distillation" else ())
     assert objective.build().reference_models == ()
 
+
+ROLLOUTS: dict[str, Any] = {
+    "rewards": [{"function": "exact", "weight": 1.0, "options": {}, "name": None, "timeout": 600.0}],
+    "reward": None,
+    "prompts": 16,
+    "max_new_tokens": 256,
+    "temperature": 1.0,
+    "passes": 1,
+    "minibatches": 1,
+    "max_sampler_weight": 2.0,
+    "max_kl": None,
+}
+"""Of both objectives that learn from their own samples."""
 
 DEFAULTS: dict[str, dict[str, Any]] = {
     "instruction": {"label_smoothing": 0.0, "z_loss": 0.0, "learn": "assistant"},
@@ -132,6 +161,36 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "embedding": {"temperature": 0.05, "pooling": "mean", "query_prefix": "", "document_prefix": ""},
     "few_shot": {"labels": None, "temperature": 0.1, "pooling": "mean"},
     "distillation": {"teacher": "t", "temperature": 1.0, "label_weight": 0.0, "learn": "assistant"},
+    "grpo": {
+        **ROLLOUTS,
+        "group_size": 8,
+        "advantage": "group",
+        "importance": "token",
+        "clip": 0.2,
+        "clip_high": None,
+        "normalization": "tokens",
+        "beta": 0.0,
+        "kl_in": "loss",
+        "resampling": 0,
+        "skip_truncated": False,
+    },
+    "ppo": {
+        **ROLLOUTS,
+        "group_size": 1,
+        "passes": 4,
+        "clip": 0.2,
+        "value_clip": 0.2,
+        "value_weight": 0.1,
+        "value_learning_rate": None,
+        "value_body": "shared",
+        "gamma": 1.0,
+        "lam": 0.95,
+        "whiten": True,
+        "whiten_rewards": False,
+        "kl_weight": 0.05,
+        "kl_target": None,
+        "truncated_reward": None,
+    },
     "process_reward": {"head_learning_rate": None},
     "graded_reward": {"head_learning_rate": None, "attributes": None, "lowest": None, "highest": None},
     "reward": {"head_learning_rate": None, "margin": 0.0, "centering": 0.0, "pairs": "all"},
@@ -150,7 +209,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("kind", OBJECTIVES)
 def test_objective_defaults_are_those_of_its_paper(kind: str) -> None:
-    objective = objective_of(kind, **({"teacher": "t"} if kind == "distillation" else {}))
+    objective = objective_of(kind, **REQUIRED.get(kind, {}))
     assert objective.model_dump() == {"kind": kind, **DEFAULTS[kind]}
 
 
@@ -178,7 +237,7 @@ def test_objective_defaults_are_those_of_its_paper(kind: str) -> None:
 )
 def test_setting_out_of_range_is_refused(setting: str, refused: Any, accepted: Any) -> None:
     kind, name = setting.split(".")
-    extra = {"teacher": "t"} if kind == "distillation" else {}
+    extra = REQUIRED.get(kind, {})
     with pytest.raises(ValidationError, match=name):
         objective_of(kind, **{**extra, name: refused})
     if accepted is not None:

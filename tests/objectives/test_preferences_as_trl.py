@@ -10,17 +10,15 @@ import pytest
 import torch
 from bytewise import byte_tokenizer
 from completions import completions_table
-from datasets import Dataset
 from small_models import objective_of, own_forward, small_model
 from torch import Tensor
-from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer, RewardConfig, RewardTrainer
-from trl.experimental.cpo import CPOTrainer
-from trl.experimental.orpo import ORPOTrainer
 
 from tunesmith.data.batch import Batch, collate
 from tunesmith.heads.reward import RewardHead
 from tunesmith.objectives.preference import completion_log_probs
 from tunesmith.ops.preference_loss import PairLossName, Pairs, pair_losses
+
+pytestmark = pytest.mark.long  # importing TRL's trainers takes longer than all comparisons
 
 PAIRS = [
     {"prompt": "Name a river.", "chosen": " The Rhine.", "rejected": " A lake, I think."},
@@ -104,6 +102,9 @@ def models() -> tuple[Any, Any]:
 
 @pytest.fixture(scope="module")
 def dpo(models: tuple[Any, Any], tmp_path_factory: pytest.TempPathFactory) -> TRL:
+    from datasets import Dataset
+    from trl import DPOConfig, DPOTrainer
+
     trainer = DPOTrainer(
         own_forward(models[0]),
         own_forward(models[1]),
@@ -154,6 +155,9 @@ def test_the_better_completions_own_loss_is_that_of_trl_for_a_pair(models: tuple
 )
 def test_losses_without_a_reference_are_those_of_trl(loss: PairLossName, smoothing: float) -> None:
     """TRL's functions of log-probabilities: sums for CPO, means per token for SimPO and ORPO."""
+    from trl.experimental.cpo import CPOTrainer
+    from trl.experimental.orpo import ORPOTrainer
+
     better, worse = torch.tensor([-12.0, -3.5, -40.0]), torch.tensor([-9.5, -6.0, -38.0])
     tokens = torch.tensor([8, 3, 11]), torch.tensor([5, 6, 9])
     ours = pair_losses(loss, Pairs(better, worse, better, worse, *tokens), BETA, smoothing, target_margin=0.3)
@@ -178,6 +182,9 @@ def test_kto_is_that_of_trl(baseline: str, models: tuple[Any, Any], tmp_path: Pa
     weights = {"desirable_weight": 1.5, "undesirable_weight": 0.5}
     loss = {"kl": "kto", "zero": "apo_zero_unpaired"}[baseline]
     reference, model = models  # this way round the estimated divergence is positive
+    from datasets import Dataset
+    from trl import KTOConfig, KTOTrainer
+
     trainer = KTOTrainer(
         own_forward(model),
         own_forward(reference),
@@ -202,6 +209,9 @@ def test_a_reward_model_is_that_of_trl(margins: bool, centering: float, tmp_path
     model = policy(3, RewardHead())
     distances = [0.5, 2.0, 1.0]
     rows = [row | ({"margin": distance} if margins else {}) for row, distance in zip(PAIRS, distances, strict=True)]
+    from datasets import Dataset
+    from trl import RewardConfig, RewardTrainer
+
     trainer = RewardTrainer(
         own_forward(model),
         RewardConfig(str(tmp_path), center_rewards_coefficient=centering or None, **SHARED),

@@ -102,7 +102,8 @@ def first_pass(loop: Loop, plan: Plan | None, batch_plan: BatchPlan, started: fl
     training, evaluating = _forecast_speed(loop, table, largest_batch)
     step, steps = loop.state.step, loop.total_steps
     layout = batch_plan.layout(not loop.batches.padded)
-    tokens, evaluations = layout.tokens_in(step, steps), layout.evaluations
+    tokens = (loop.batches if loop.phases is None else layout).tokens_in(step, steps)
+    evaluations = layout.evaluations
     parts = {
         "start": time.perf_counter() - started,
         "training": training * tokens + sampling_seconds(loop),
