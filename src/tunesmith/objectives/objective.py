@@ -88,13 +88,17 @@ class Objective(ABC):
 
         Args:
             units: how many loss positions the means are of.
-            **means: scalars by name.
+            means: scalars by name.
         """
         notes = self.__dict__.setdefault("_notes", [])
         notes.append((units, {name: mean.detach() for name, mean in means.items()}))
 
     def take_notes(self) -> dict[str, float]:
-        """The means of what was noted since the last call, over all batches."""
+        """What was noted since the last call.
+
+        Returns:
+            The means over all batches, by name.
+        """
         notes = self.__dict__.pop("_notes", [])
         total = sum(units for units, _ in notes)
         names = dict.fromkeys(name for _, means in notes for name in means)
@@ -141,15 +145,27 @@ class Objective(ABC):
         """
 
     def stop_reason(self) -> str | None:
-        """After a step: why the run ends now; None: it goes on."""
+        """Asked after each step: whether the run ends now.
+
+        Returns:
+            Why; None: it goes on.
+        """
         return None
 
     def state(self) -> dict[str, Any]:
-        """What changes during a run, besides weights, as plain JSON values."""
+        """What changes during a run, besides weights.
+
+        Returns:
+            It, as plain JSON values.
+        """
         return {}
 
     def restore(self, state: Mapping[str, Any]) -> None:  # noqa: B027  # most objectives have no state
-        """Continue from what `state` returned."""
+        """Continue a run.
+
+        Args:
+            state: as the method of that name returned it.
+        """
 
     def fit_classifier(self, vectors: Callable[[], tuple[NDArray[Any], NDArray[Any]]]) -> nn.Linear | None:
         """After the last step: fit a classifier on the trained model's vectors, if the objective needs one.
