@@ -105,6 +105,7 @@ class PolicyConfig(ObjectiveConfig, ABC):
 
     formats: ClassVar[tuple[str, ...]] = ("prompts",)
     loss_unit: ClassVar[str] = "mean reward, negated"
+    rate_factor: ClassVar[float] = 0.1  # as for preferences: TRL's default is 1e-6, a twentieth of its SFT's
 
     @model_validator(mode="after")
     def _has_a_reward(self) -> "PolicyConfig":

@@ -185,7 +185,8 @@ class Progress:
             self._print("evaluates", f"{rows} held-out rows before the first step{between} and at the end")
         tokens, loss_tokens = event.get("tokens"), event.get("loss_tokens")
         share = figure(number(loss_tokens) / number(tokens), " ({:.0%})") if tokens else ""
-        self._print("tokens", f"{count(tokens)}, of which {count(loss_tokens)}{share} are loss tokens")
+        learned = f", of which {count(loss_tokens)}{share} are loss tokens" if loss_tokens else ""  # prompts have none
+        self._print("tokens", f"{count(tokens)}{learned}")
         for name, label in COUNTED.items():
             if event.get(name):
                 self._print("", f"{count(event[name])} {label}", style=WARNING)

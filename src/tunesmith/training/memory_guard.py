@@ -104,10 +104,11 @@ def first_pass(loop: Loop, plan: Plan | None, batch_plan: BatchPlan, started: fl
     layout = batch_plan.layout(not loop.batches.padded)
     tokens = (loop.batches if loop.phases is None else layout).tokens_in(step, steps)
     evaluations = layout.evaluations
+    sampling, answering = sampling_seconds(loop, len(evaluations.rows), evaluations.left(step, steps))
     parts = {
         "start": time.perf_counter() - started,
-        "training": training * tokens + sampling_seconds(loop),
-        "evaluation": evaluating * evaluations.tokens * evaluations.left(step, steps),
+        "training": training * tokens + sampling,
+        "evaluation": evaluating * evaluations.tokens * evaluations.left(step, steps) + answering,
         "checkpoints": checkpoint_seconds(len(loop.masters.flat), times_left(loop.checkpoint_every, step, steps)),
     }
     forecast = {**predicted, "time": time_in_parts(parts, steps - step, tokens)}
@@ -116,13 +117,22 @@ def first_pass(loop: Loop, plan: Plan | None, batch_plan: BatchPlan, started: fl
     return forecast
 
 
-def sampling_seconds(loop: Loop) -> float:
-    """Of all phases that are left, if every completion is as long as it can get: from a few tokens of each. 0 without
-    rollouts."""
+def sampling_seconds(loop: Loop, rows: int, evaluations: int) -> tuple[float, float]:
+    """Of all phases that are left, and of the answers to held-out prompts, if every answer is as long as it can get:
+    from a few tokens of each. 0 without rollouts.
+
+    Args:
+        loop: before its first step, or resumed.
+        rows: held-out prompts of an evaluation.
+        evaluations: that are left.
+    """
     if loop.phases is None:
-        return 0.0
+        return 0.0, 0.0
+    phase = loop.phases.forecast_sampling()
+    plan = loop.phases.plan
+    share = max(1.0, rows / (plan.prompts * plan.samples))  # a few sequences take as long as one
     left = loop.phases.phases_left(loop.state.step, loop.total_steps)
-    return left * loop.phases.forecast_sampling() if left else 0.0
+    return left * phase, evaluations * share * phase if rows else 0.0
 
 
 def measured_since(before: LoopState, loop: Loop) -> dict[str, Any]:

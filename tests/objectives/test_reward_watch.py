@@ -1,0 +1,90 @@
+"""Rewards that rise while answers get worse are noticed, once; rewards that rise alone are not."""
+
+from typing import Any
+
+import pytest
+from rollouts import resumed, rollouts_over
+
+from tunesmith.objectives.reward_watch import WINDOW, RewardWatch, repetition
+
+GOOD = {"completion_tokens": 40.0, "repetition": 0.02, "truncated": 0.1, "entropy": 1.0, "kl": 0.01}
+BAD = {
+    "longer": {"completion_tokens": 90.0},
+    "shorter": {"completion_tokens": 12.0},
+    "repetition": {"repetition": 0.5},
+    "truncated": {"truncated": 0.6},
+    "entropy": {"entropy": 0.05},
+    "kl": {"kl": 0.9},
+}
+
+
+def watched(later: dict[str, float], rise: float = 0.1, watch: RewardWatch | None = None) -> list[str]:
+    """What is found over fifteen phases: the reward rises in each, and other figures change after the first ones."""
+    watch = watch or RewardWatch()
+    found = []
+    for phase in range(3 * WINDOW):
+        own = later if phase >= WINDOW else {}
+        found += watch.add({"reward": 0.2 + rise * phase + 0.01 * (phase % 2), **GOOD, **own})
+    return found
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_what_goes_wrong_while_the_reward_rises_is_found_once(name: str) -> None:
+    assert len(watched(BAD[name])) == 1
+    assert watched(BAD[name], rise=0.0) == []
+
+
+def test_a_reward_that_rises_alone_is_no_reason_for_a_warning() -> None:
+    assert watched({}) == []
+    assert watched({"completion_tokens": 50.0, "repetition": 0.1, "truncated": 0.2, "entropy": 0.5}) == []
+
+
+def test_a_resumed_watch_goes_on() -> None:
+    watch = RewardWatch()
+    for phase in range(2 * WINDOW - 1):
+        watch.add({"reward": 0.1 * phase, **GOOD, **(BAD["longer"] if phase >= WINDOW else {})})
+    again = RewardWatch(**watch.state())
+    assert len(again.add({"reward": 0.9, **GOOD, **BAD["longer"]})) == 1
+
+
+def test_repetition_is_the_share_of_n_grams_that_came_before() -> None:
+    assert repetition([1, 2, 3, 4, 5, 6]) == 0
+    assert repetition([1, 2]) == 0
+    assert repetition([7] * 10) == pytest.approx(6 / 7)
+
+
+def test_a_run_warns_with_samples_and_predicts_groups_without_a_difference(tmp_path: Any) -> None:
+    """Nine in ten groups of four fail; the reward rises as answers repeat."""
+    loop, events = rollouts_over(tmp_path, reward=lambda _: 0.0, steps=3, rate=0.0)
+    for _ in range(3):
+        loop.step()
+    (warning,) = (event["message"] for event in events if event["event"] == "warning")
+    assert warning.startswith("In 100% of the groups so far, all completions have the same reward")
+    step = next(event for event in events if event["event"] == "step")
+    assert step["dead_groups"] == 1
+    samples = [event for event in events if event["event"] == "sample"]
+    assert {"prompt", "completion", "reward", "source", "step"} <= set(samples[0])
+
+
+def test_predicted_shares_of_groups_are_in_the_step_if_answers_succeed_or_fail(tmp_path: Any) -> None:
+    loop, events = rollouts_over(tmp_path, reward=lambda text: float(ord((text or "?")[0]) % 2), steps=1, rate=0.0)
+    loop.step()
+    step = events[-1]
+    assert step["dead_groups/4"] == step["dead_groups"]
+    assert step["dead_groups/2"] >= step["dead_groups/4"]
+    assert step["dead_groups/8"] >= step["dead_groups/16"]
+    loop, events = rollouts_over(tmp_path, steps=1, rate=0.0)  # rewards with more values
+    loop.step()
+    assert "dead_groups/4" not in events[-1]
+
+
+def test_a_resumed_run_has_the_weight_and_the_watch_that_it_had(tmp_path: Any) -> None:
+    same = {"kind": "ppo", "steps": 3, "passes": 1, "kl_target": 4.0}
+    loop, _ = rollouts_over(tmp_path, **same)
+    loop.step()
+    loop.step()
+    loop.checkpoint()
+    again, _ = resumed(tmp_path, **same)
+    assert again.objective.state() == loop.objective.state()
+    assert again.objective.state()["kl_weight"] == pytest.approx(0.05 * 0.98**2)
+    assert len(again.objective.state()["rewards"]["first"]) == 2
