@@ -89,6 +89,7 @@ PROPERTIES: dict[str, dict[str, Any]] = {
             "bases": ("decoder",),
             "overflow": "refuse",
             "loss_unit": "mean reward, negated",
+            "rate_factor": 0.1,
         }
         for kind in ("grpo", "ppo")
     },
