@@ -174,6 +174,7 @@ def trial(source: str, name: str, seed: int) -> dict[str, Any]:
                 "tokens_per_step": 4096,
                 "learning_rate": RATE,
                 "seed": seed,
+                "evaluate_rows": SOURCES[source].held_out,
                 "evaluate_every": 10_000,
             },
         }
@@ -403,11 +404,12 @@ def _over(values: list[float], scale: int, unit: str) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=SEEDS)
+    parser.add_argument("--objectives", nargs="+", choices=list(OBJECTIVES), default=list(OBJECTIVES))
     parser.add_argument("--only", nargs="+", choices=[*SOURCES, RULE, SUMS], help="these experiments")
     options = parser.parse_args()
     finished = {(each["experiment"], each["name"], each["seed"]) for each in stored_trials(RESULTS)}
     for seed in range(options.seeds):
-        pairs = [(source, name) for name in OBJECTIVES for source in SOURCES]
+        pairs = [(source, name) for name in options.objectives for source in SOURCES]
         for experiment, name in [*pairs, (RULE, "reward model"), (SUMS, "grpo")]:
             if (experiment, name, seed) in finished or (options.only and experiment not in options.only):
                 continue
