@@ -14,6 +14,7 @@ from tunesmith.config.objective import ObjectiveConfig
 from tunesmith.config.recipe import Recipe
 from tunesmith.data.example import Example, Message
 from tunesmith.data.prepare import Prepared, examples, held_out_examples, prepare, training_examples
+from tunesmith.data.prompts import ANSWER
 from tunesmith.data.reasoning import reasoning_of, with_reasoning
 from tunesmith.data.report import DataReport
 from tunesmith.data.tokens import TokenTable
@@ -221,6 +222,29 @@ def _answer_bytes(example: Example, only_last: bool) -> int:
     return sum(len(part.encode()) for parts in (answers[-1:] if only_last else answers) for part in parts)
 
 
+def answered(example: Example) -> Example | None:
+    """The example as a chat that ends with its answer.
+
+    Args:
+        example: any; of several completions, the best one is the answer, and of a prompt, its column `answer`.
+
+    Returns:
+        The chat, or raw text as it is; None if nothing is known of the answer.
+    """
+    messages = example.messages or ()
+    if example.completions:
+        best = max(example.completions, key=lambda completion: completion.score)
+        return replace(example, messages=(*messages, *best.messages), completions=())
+    if example.messages is None or any(message["role"] == "assistant" for message in messages):
+        return example
+    answer = example.columns.get(ANSWER)
+    return (
+        None
+        if answer is None
+        else replace(example, messages=(*messages, {"role": "assistant", "content": str(answer)}))
+    )
+
+
 def task_of(example: Example) -> Task:
     """The last answer of a chat, and the messages before it.
 
@@ -230,9 +254,8 @@ def task_of(example: Example) -> Task:
     Returns:
         The task.
     """
-    messages = example.messages or ()
-    if example.completions:
-        messages = (*messages, *max(example.completions, key=lambda completion: completion.score).messages)
+    chat = answered(example)
+    messages = () if chat is None else chat.messages or ()
     last = max(index for index, message in enumerate(messages) if message["role"] == "assistant")
     reasoning, expected = reasoning_of(messages[last])
     return Task(messages[:last], expected, str(example.source), reasoning)

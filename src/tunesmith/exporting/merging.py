@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -15,12 +16,14 @@ from tunesmith.config.objective import ObjectiveConfig
 from tunesmith.config.recipe import Recipe
 from tunesmith.data.batch import Batch, collate
 from tunesmith.data.prepare import prepare
+from tunesmith.data.tokens import TokenTable
 from tunesmith.exporting.weight_files import save_weights
 from tunesmith.exporting.weights import Into, Weights
 from tunesmith.inference.model_reference import ModelReference
 from tunesmith.models.attention import use_cached_attention, use_document_attention
 from tunesmith.models.load import load_model
 from tunesmith.models.prompts import plain_model
+from tunesmith.objectives.text import Text
 
 ROWS = 64
 """Held-out rows to compare on: enough for the third digit of the divergence, and seconds on small models."""
@@ -99,11 +102,15 @@ def _held_out(run: Path, reference: ModelReference) -> tuple[ObjectiveConfig | N
     if not (run / "recipe.yaml").exists():
         return None, []
     recipe = Recipe.load(run / "recipe.yaml")
-    table = prepare(recipe, reference.tokenizer()).held_out
+    table, objective = prepare(recipe, reference.tokenizer()).held_out, recipe.objective
     rows = list(range(min(ROWS, len(table))))
+    if objective.rollouts is not None:  # rows are prompts without answers: both ways are compared on their text
+        masks = [np.arange(length) > 0 for length in table.lengths]
+        table = TokenTable.build((table[row][0], masks[row], table.source(row)) for row in rows)
+        objective = Text()
     together = [rows] if rows else []  # the objective compares rows with each other
-    parts = together if recipe.objective.compares_rows else [[row] for row in rows]
-    return recipe.objective, [collate(table, part) for part in parts]
+    parts = together if objective.compares_rows else [[row] for row in rows]
+    return objective, [collate(table, part) for part in parts]
 
 
 @dataclass(frozen=True, slots=True)

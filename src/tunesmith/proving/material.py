@@ -15,7 +15,7 @@ from tunesmith.data.prepare import examples, held_out_examples
 from tunesmith.data.render import Renderer
 from tunesmith.data.report import DataReport
 from tunesmith.data.template import Tools, UnusableError
-from tunesmith.evaluation.rows import Task, spread, task_of
+from tunesmith.evaluation.rows import Task, answered, spread, task_of
 from tunesmith.objectives.instruction import Instruction
 from tunesmith.objectives.text import Text
 from tunesmith.run import resolve_run
@@ -144,6 +144,11 @@ def material(name: str, renderer: Renderer, count: int, file: str | None = None)
     recipe = _recipe(name)
     objective = recipe.objective if recipe is not None else _objective(renderer)
     found, origin = _examples(recipe, objective, file, renderer)
+    if objective.rollouts is not None or any(example.completions for example in found):
+        found = [chat for chat in map(answered, found) if chat is not None]
+        objective = _objective(renderer)
+        if not found:
+            found, origin = _examples(None, objective, None, renderer)
     picked = [found[index] for index in spread(len(found), count)]
     rows = [_rows(objective, renderer, each) for each in picked]
     chosen = [each for each, own in zip(picked, rows, strict=True) if own is not None]
