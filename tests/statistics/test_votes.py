@@ -84,10 +84,8 @@ def _votes(draw: np.random.Generator, beta: np.ndarray, clusters: int, each: int
     return [first, second, outcome, cluster]
 
 
-@pytest.mark.parametrize(("clusters", "each", "spread"), [(60, 1, 0.0), (40, 3, 1.5)])
-def test_intervals_hold_also_where_several_people_vote_on_the_same_answers(
-    clusters: int, each: int, spread: float
-) -> None:
+def test_intervals_hold_where_several_people_vote_on_the_same_answers() -> None:
+    clusters, each, spread = 40, 3, 1.5
     draw, beta, runs = np.random.default_rng(0), np.array([0.4, -0.4]), 80
     first, second, outcome, cluster = _votes(draw, beta, 30_000, 1, spread)
     true = fit(first, second, outcome, cluster, 2).values[0]  # of an average question
@@ -99,4 +97,4 @@ def test_intervals_hold_also_where_several_people_vote_on_the_same_answers(
         _, (low, high), _ = fit(first, second, outcome, np.arange(len(first)), 2).estimate(np.array([1.0, 0.0]))
         naive += low <= true <= high
     assert 0.9 <= hits / runs <= 0.99
-    assert (naive < hits) == (each > 1), "intervals that take all votes for independent are too narrow"
+    assert naive / runs < 0.9, "intervals that take all votes for independent are too narrow"

@@ -150,7 +150,7 @@ def test_what_cannot_work_is_refused_before_a_model_answers(models: list[Scripte
     urls = [each.url for each in models]
     assert "alone has nothing to be compared with" in refused(urls[0], data="rows.jsonl")
     assert "There are no questions. Give --data FILE" in refused(*urls)
-    assert "classifies" in refused(urls[0], reading / "classes", data="rows.jsonl")
+    assert "does not write text" in refused(urls[0], reading / "classes", data="rows.jsonl")
     with output_lock(Path("votes.jsonl")):
         assert "votes.jsonl is being written" in refused(*urls, data="rows.jsonl")
     Path("votes.jsonl").write_text('{"chosen": "a", "rejected": "b", "prompt": "c"}\n', encoding="utf-8")
@@ -215,6 +215,8 @@ def test_a_file_of_votes_is_trained_on_unchanged(tmp_path: Path, tiny_model: Pat
     run = train(Recipe.load(recipe), tmp_path / "run")
     (data,) = [event for event in run.events() if event["event"] == "data"]
     assert (data["format"], data["rows"], data["unusable"]) == ("preference", 8, 1)
+    beside_base = vote(run.directory, lambda pair: "q", tmp_path / "w.jsonl", voter="anna", max_new_tokens=4)
+    assert beside_base.pairs + beside_base.equal + beside_base.empty == data["held_out_rows"]
 
 
 def test_what_a_model_writes_cannot_control_the_terminal() -> None:

@@ -48,7 +48,7 @@ def vote(
     with quick_imports():
         import tunesmith.voting.vote
         from tunesmith.report.progress import Progress
-        from tunesmith.report.votes import ranking_tables, voted_text
+        from tunesmith.report.votes import ranking_parts, voted_text
         from tunesmith.voting.ranking import rank
 
     console = Console(highlight=False)
@@ -64,8 +64,8 @@ def vote(
     if not voted.is_complete:
         console.print("The same command goes on here. `tunesmith rank` shows what all votes say.", soft_wrap=True)
     elif voted.done:
-        for table in ranking_tables(rank([output])):
-            console.print(table)
+        for part in ranking_parts(rank([output])):
+            console.print(part)
 
 
 def rank(
@@ -75,7 +75,7 @@ def rank(
     """Rank models by votes, and show how far the voters agree and what the position did."""
     with quick_imports():
         import tunesmith.voting.ranking
-        from tunesmith.report.votes import ranking_tables
+        from tunesmith.report.votes import ranking_parts
         from tunesmith.run import jsonable
 
     result = tunesmith.voting.ranking.rank(files)
@@ -83,8 +83,8 @@ def rank(
         print(json.dumps(jsonable(result), indent=2, ensure_ascii=False))
         return
     console = Console(highlight=False)
-    for table in ranking_tables(result):
-        console.print(table)
+    for part in ranking_parts(result):
+        console.print(part)
 
 
 class _Asking:

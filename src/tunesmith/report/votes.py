@@ -124,25 +124,24 @@ def voted_text(voted: Any) -> Text:
     return text
 
 
-def ranking_tables(result: Mapping[str, Any]) -> list[Table]:
+def ranking_parts(result: Mapping[str, Any]) -> list[RenderableType]:
     """Models by votes, a table for each group that votes connect; and the voters.
 
     Args:
         result: of `tunesmith.voting.ranking.rank`.
 
     Returns:
-        Tables at eighty columns.
+        Tables, and what they mean, at eighty columns.
     """
     groups = [_group_table(group, number, result) for number, group in enumerate(result["groups"], 1)]
-    return [*groups, _voters_table(result)]
+    return [*groups, _about_groups(result), Text(), _voters_table(result), _about_voters(result)]
 
 
 def _group_table(group: Mapping[str, Any], number: int, result: Mapping[str, Any]) -> Table:
     several = len(result["groups"]) > 1
     table = Table(
-        box=SIMPLE_HEAD, pad_edge=False, caption=_about_group(group, result), caption_justify="left",
-        title=f"Group {number}, of {len(result['groups'])} that no vote compares with each other" if several else None,
-        title_justify="left", title_style=WARNING,
+        box=SIMPLE_HEAD, pad_edge=False, title_justify="left", title_style=WARNING,
+        title=f"Group {number} of {len(result['groups'])}" if several else None,
     )  # fmt: skip
     table.add_column("place", justify="right")
     table.add_column("model", overflow="fold")
@@ -157,18 +156,23 @@ def _group_table(group: Mapping[str, Any], number: int, result: Mapping[str, Any
     return table
 
 
-def _about_group(group: Mapping[str, Any], result: Mapping[str, Any]) -> str:
-    about = (
-        f"{group['votes']:,} votes. 0 points is the mean of these models; with 100 more, a model is preferred in 64 % "
-        "of the votes that are no ties. A place is a range where the votes do not show which model is better."
+def _about_groups(result: Mapping[str, Any]) -> Text:
+    several = len(result["groups"]) > 1
+    text = Text()
+    if several:
+        text.append("No vote compares models of different groups, so their points cannot be compared.\n", style=WARNING)
+    text.append(
+        f"{result['votes']:,} votes. 0 points is the mean of {'a group' if several else 'these models'}; with 100 "
+        "more, a model is preferred in 64% of the votes that are no ties. A place is a range where the votes do not "
+        "show which model is better."
     )
-    return about + (
-        f" {result['repeated']:,} earlier votes on the same answers do not count." if result["repeated"] else ""
-    )
+    if result["repeated"]:
+        text.append(f" {result['repeated']:,} earlier votes on the same answers do not count.")
+    return text
 
 
 def _voters_table(result: Mapping[str, Any]) -> Table:
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, caption=_about_voters(result), caption_justify="left")
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("voter", overflow="fold")
     table.add_column("votes", justify="right")
     table.add_column("chose the answer shown first (95 %)", justify="right", no_wrap=True)
@@ -180,22 +184,23 @@ def _voters_table(result: Mapping[str, Any]) -> Table:
     return table
 
 
-def _about_voters(result: Mapping[str, Any]) -> str:
+def _about_voters(result: Mapping[str, Any]) -> Text:
     first, found = result["shown_first"], result["agreement"]
-    about = []
+    text = Text()
     if first is not None and not first["interval"][0] <= 0.5 <= first["interval"][1]:
-        about.append("Positions decided votes: the interval does not contain 50%. Sides are random, so that this adds "
-                     "noise and favors no model.")  # fmt: skip
-    if found is None:
-        about.append("No two voters voted on the same answers, so how far they agree is not known.")
-    else:
-        low, high = found["alpha"]["interval"]
-        about.append(
-            f"Agreement on the {found['pairs']:,} pairs with several votes: Krippendorff's alpha "
-            f"{found['alpha']['value']:.2f} ({low:.2f} to {high:.2f}; 1 is full, 0 is chance), equal votes "
-            f"{_share(found['share'])}."
+        text.append(
+            "The side mattered: the interval of all votes does not contain 50%. Sides are random, so this adds noise "
+            "and favors no model.\n",
+            style=WARNING,
         )
-    return " ".join(about)
+    if found is None:
+        return text.append("No two voters voted on the same answers, so how far they agree is not known.")
+    low, high = found["alpha"]["interval"]
+    return text.append(
+        f"Agreement on the {found['pairs']:,} pairs with several votes: Krippendorff's alpha "
+        f"{found['alpha']['value']:.2f} ({low:.2f} to {high:.2f}; 1 is full, 0 is chance), equal votes "
+        f"{_share(found['share'])}."
+    )
 
 
 def _share(figure: Mapping[str, Any] | None) -> str:

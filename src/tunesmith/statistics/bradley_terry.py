@@ -88,7 +88,7 @@ def fit(first: Ints, second: Ints, outcomes: Ints, clusters: Ints, models: int, 
         likelihood.loss, np.zeros(models - 1 + has_ties), jac=likelihood.gradient, hess=likelihood.hessian,
         method="trust-exact", options={"gtol": 1e-8},
     ).x  # fmt: skip
-    inverse = np.linalg.inv(likelihood.hessian(parameters))
+    inverse: Floats = np.linalg.inv(likelihood.hessian(parameters)).astype(np.float64)
     group_of = np.unique(clusters, return_inverse=True)[1].reshape(-1)
     groups = int(group_of.max()) + 1
     sandwich = None
@@ -151,11 +151,11 @@ class _Likelihood:
         of_wins = self._totals * (expected @ np.square(WINS) - np.square(wins))
         found = self._design.T @ (self._design * of_wins[:, None])
         if not self._has_ties:
-            return found
+            return np.asarray(found)
         both = self._design.T @ (-self._totals * wins * ties)
         return np.block([[found, both[:, None]], [both[None], (self._totals * ties * (1 - ties)).sum()]])
 
     def _statistics(self, pairs: Ints, outcomes: Floats) -> Floats:
         """(rows, parameters): what outcomes (rows, 3) of pairs (rows,) count for each parameter."""
         wins = self._design[pairs] * (outcomes @ WINS)[:, None]
-        return np.concatenate([wins, outcomes[:, 2:]], 1) if self._has_ties else wins
+        return np.asarray(np.concatenate([wins, outcomes[:, 2:]], 1) if self._has_ties else wins)

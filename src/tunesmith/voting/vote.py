@@ -159,7 +159,10 @@ def vote(
         voted = {vote.pair for vote in file.votes if vote.voter == voter}
         open_pairs = [pair for pair in pairs if pair.key not in voted]
         answers = _answers(trial.subjects, open_pairs, sampling, Events(*subscribers))
-        found = [(pair, *(answers[model, pair.question.source] for model in pair.models)) for pair in open_pairs]
+        found = [
+            (pair, answers[pair.models[0], pair.question.source], answers[pair.models[1], pair.question.source])
+            for pair in open_pairs
+        ]
         empty = sum(not one or not two for _, one, two in found)
         equal = sum(one == two != "" for _, one, two in found)
         done = len(pairs) - len(open_pairs)
