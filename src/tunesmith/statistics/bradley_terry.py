@@ -153,7 +153,7 @@ class _Likelihood:
         if not self._has_ties:
             return np.asarray(found)
         both = self._design.T @ (-self._totals * wins * ties)
-        return np.block([[found, both[:, None]], [both[None], (self._totals * ties * (1 - ties)).sum()]])
+        return np.asarray(np.block([[found, both[:, None]], [both[None], (self._totals * ties * (1 - ties)).sum()]]))
 
     def _statistics(self, pairs: Ints, outcomes: Floats) -> Floats:
         """(rows, parameters): what outcomes (rows, 3) of pairs (rows,) count for each parameter."""
