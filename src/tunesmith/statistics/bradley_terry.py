@@ -138,7 +138,7 @@ class _Likelihood:
     def gradient(self, parameters: Floats) -> Floats:
         """Of the loss (parameters,)."""
         residuals = self._counts - self._totals[:, None] * self.chances(parameters)
-        return -self._statistics(np.arange(len(residuals)), residuals).sum(0)
+        return np.asarray(-self._statistics(np.arange(len(residuals)), residuals).sum(0))
 
     def scores(self, parameters: Floats, pair_of: Ints, outcomes: Ints) -> Floats:
         """(votes, parameters): the gradient of each vote's log-likelihood."""
