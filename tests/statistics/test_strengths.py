@@ -41,6 +41,7 @@ def test_two_models_have_the_strengths_of_their_shares() -> None:
     first, second = np.zeros(51, int), np.ones(51, int)
     found = fit(first, second, outcomes, np.arange(51), 2, prior=0)
     assert found.values == pytest.approx(np.array([0.5, -0.5]) * np.log(wins / losses), abs=1e-6)
+    assert found.tie is not None
     assert np.exp(found.tie) == pytest.approx(ties / (wins * losses) ** 0.5)
     value, ends, p = found.estimate(np.array([1.0, -1.0]))
     half = 1.959964 * (1 / wins + 1 / losses) ** 0.5

@@ -1,5 +1,6 @@
 """Votes survive any end of the process, can be undone, and are rows to train on; models are ranked by those of all."""
 
+import io
 import json
 import os
 import pty
@@ -11,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from command import typed
+from rich.console import Console
 from scripted_server import Scripted, scripted
 
 from tunesmith.config.recipe import Recipe
@@ -20,7 +23,7 @@ from tunesmith.report.votes import printable, two_answers
 from tunesmith.run_lock import output_lock
 from tunesmith.training.stages import train
 from tunesmith.voting.ranking import rank
-from tunesmith.voting.vote import Key, Shown, Voted, vote
+from tunesmith.voting.vote import Shown, Voted, vote
 from tunesmith.voting.votes import Contender, Vote, VoteFile, read_votes
 
 PAIRS = 6
@@ -46,10 +49,9 @@ def session(models: list[Scripted], *keys: str, voter: str = "anna") -> tuple[Vo
     shown: list[Shown] = []
     pressed = iter(keys)
 
-    def ask(pair: Shown) -> Key:
+    def ask(pair: Shown) -> Any:
         shown.append(pair)
-        key: Any = next(pressed, "q")
-        return key
+        return next(pressed, "q")
 
     return vote([each.url for each in models], ask, voter=voter, data="rows.jsonl"), shown
 
@@ -96,7 +98,10 @@ def test_a_vote_is_written_before_the_next_pair_is_shown_and_undone(models: list
 def test_the_vote_is_on_what_was_shown(models: list[Scripted]) -> None:
     _, shown = session(models, "1", "2", "1", "2", "t", "t")
     for key, pair, found in zip("1212tt", shown, read_votes(["votes.jsonl"]), strict=True):
-        assert (found.question, found.source) == (replace(found, prompt=pair.prompt).question, pair.source)
+        assert (found.question, found.source) == (
+            replace(found, prompt=[dict(turn) for turn in pair.prompt]).question,
+            pair.source,
+        )
         assert found.tie == (key == "t")
         assert pair.answers[0 if found.shown_first == "chosen" else 1] == found.chosen
         if key != "t":
@@ -135,8 +140,6 @@ def test_of_three_models_all_pairs_are_asked_for(models: list[Scripted]) -> None
     ],
 )
 def test_keys_from_a_pipe_are_checked(models: list[Scripted], keys: str, code: int, message: str) -> None:
-    from command import typed
-
     done = typed("vote", *(each.url for each in models), "--data", "rows.jsonl", given=keys)
     assert (done.returncode, message in done.stderr) == (code, True)
     assert Path("votes.jsonl").exists() == keys.startswith("1")
@@ -176,7 +179,7 @@ def write(votes: list[Vote], path: Path) -> Path:
 
 
 def test_models_that_no_vote_connects_are_not_ranked_together(tmp_path: Path) -> None:
-    votes = [a_vote(*pair, number) for pair in ("ab", "bc", "de") for number in range(4)]
+    votes = [a_vote(pair[0], pair[1], number) for pair in ("ab", "bc", "de") for number in range(4)]
     result = rank(write(votes, tmp_path / "v.jsonl"))
     assert [[row["name"] for row in group["models"]] for group in result["groups"]] == [["a", "b", "c"], ["d", "e"]]
     for group in result["groups"]:
@@ -223,7 +226,15 @@ def test_a_file_of_votes_is_trained_on_unchanged(tmp_path: Path, tiny_model: Pat
 
 def test_what_a_model_writes_cannot_control_the_terminal() -> None:
     assert printable("a\x1b[31mb\tc\r\n\x07\x9b") == "a␛[31mb\tc\n␇�"
-    assert two_answers([], ["a", "b"], 1, 2, "x", 50).renderables[-1].renderables, "one below the other if it is narrow"
+
+
+def test_answers_are_one_below_the_other_in_a_narrow_terminal() -> None:
+    def lines(width: int) -> int:
+        with (console := Console(width=width, record=True, file=io.StringIO())).capture():
+            console.print(two_answers([], ["a", "b"], 1, 2, "x", width))
+        return len(console.export_text().splitlines())
+
+    assert lines(50) > lines(80)
 
 
 def test_a_terminal_needs_no_enter_and_is_as_before_at_the_end() -> None:
