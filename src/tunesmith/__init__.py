@@ -46,6 +46,8 @@ if TYPE_CHECKING:
     from tunesmith.serving.server import serve
     from tunesmith.training.stages import resume, train
     from tunesmith.training.trainer import Trainer
+    from tunesmith.voting.ranking import rank
+    from tunesmith.voting.vote import vote
 
 __version__ = "0.1.0"
 
@@ -89,12 +91,14 @@ _MODULES = {
     "parity": "tunesmith.proving.parity",
     "plan": "tunesmith.planner.request",
     "prompt_search": "tunesmith.prompting.search",
+    "rank": "tunesmith.voting.ranking",
     "recipe_schema": "tunesmith.config.schema",
     "resume": "tunesmith.training.stages",
     "score": "tunesmith.inference.verbs",
     "search": "tunesmith.retrieval.search",
     "serve": "tunesmith.serving.server",
     "train": "tunesmith.training.stages",
+    "vote": "tunesmith.voting.vote",
     "write_report": "tunesmith.report.html",
 }
 
@@ -138,12 +142,14 @@ __all__ = [
     "parity",
     "plan",
     "prompt_search",
+    "rank",
     "recipe_schema",
     "resume",
     "score",
     "search",
     "serve",
     "train",
+    "vote",
     "write_report",
 ]
 

@@ -16,7 +16,8 @@ from writing import answers
 
 import tunesmith.evaluation.answering
 from tunesmith.errors import UserError
-from tunesmith.evaluation.answering import ANSWERS, QUESTIONS, answer
+from tunesmith.evaluation.answering import answer
+from tunesmith.evaluation.questions import ANSWERS, QUESTIONS
 from tunesmith.heads.sentence_transformers_format import write_steps
 from tunesmith.inference.sampling import Sampling
 
@@ -226,7 +227,7 @@ def test_a_row_with_an_empty_answer_in_any_answer_column_is_refused(column: str,
         ({"question": "Why?", "answer": ""}, "questions.jsonl row 2 has no question: the answer is empty"),
         (
             {"messages": [user("Hi"), assistant("Yes.")], "tools": [{"type": "function", "function": {"name": "f"}}]},
-            "questions.jsonl row 2 has tools, and answer does not call tools",
+            "questions.jsonl row 2 has tools, and answers here do not call tools",
         ),
     ],
 )

@@ -18,7 +18,7 @@ from trl.rewards import get_repetition_penalty_reward, get_soft_overlong_punishm
 from tunesmith.config.registry import REWARDS
 from tunesmith.config.reward import RewardConfig
 from tunesmith.errors import UserError
-from tunesmith.metrics.text import rouge_l
+from tunesmith.metrics.text import word_f1
 from tunesmith.rewards import Rewards, Sampled
 
 PAGE = Path(__file__).parents[2] / "docs" / "preferences.md"
@@ -83,7 +83,7 @@ def test_number_compares_the_last_numbers() -> None:
 
 def test_any_metric_of_single_answers_is_a_reward(tmp_path: Path) -> None:
     pair = "A cat sits here.", "The cat sits there."
-    assert rewards("metric", [pair[0]], answer=[pair[1]], metric="rouge_l") == [rouge_l(*pair)]
+    assert rewards("metric", [pair[0]], answer=[pair[1]], metric="word_f1") == [word_f1(*pair)]
     assert rewards("metric", ["{}"] * 2, answer=["{}", "no JSON"], metric="valid_json") == [1, None]
     (tmp_path / "schema.json").write_text('{"type": "array"}')
     config = RewardConfig(function="metric", options={"metric": "schema:schema.json"})

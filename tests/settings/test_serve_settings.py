@@ -27,8 +27,13 @@ from settings_coverage import shows
 from torch import Tensor
 
 from tunesmith.cli import main
+from tunesmith.data.example import Example
+from tunesmith.data.format_detection import chosen_format
+from tunesmith.data.read import Row, read
+from tunesmith.data.row_formats import to_example
 from tunesmith.inference.model import load
 from tunesmith.inference.paged_model import PagedModel
+from tunesmith.objectives.kto import KTO
 from tunesmith.serving.server import listen
 
 QUESTION: list[Any] = [{"role": "user", "content": "Hi"}]
@@ -266,6 +271,15 @@ def test_serve_puts_the_prompt_before_all_chats(tiny_model: Path, tmp_path: Path
     assert log.count("A chat has fewer examples than 1 (0 at least), since the model reads 512 tokens.") == 1
 
 
+def assert_is_a_rating(file: Path, expected: list[tuple[str, float]]) -> None:
+    """The row is read as the objective kto reads it."""
+    rows = [row for row in read([str(file)], file.parent) if isinstance(row, Row)]
+    example = to_example(rows[0], chosen_format(rows, "auto", KTO.formats, {}))
+    assert isinstance(example, Example)
+    assert [turn["content"] for turn in example.messages or ()] == [turn["content"] for turn in QUESTION]
+    assert [(str(each.messages[0]["content"]), each.score) for each in example.completions] == expected
+
+
 @shows("tunesmith serve --feedback", "tunesmith serve --log-prompts", "tunesmith serve --quiet")
 def test_serve_keeps_feedback_and_logs_prompts_only_if_asked(tiny_model: Path, tmp_path: Path) -> None:
     file, answers = tmp_path / "new" / "feedback.jsonl", []
@@ -286,6 +300,7 @@ def test_serve_keeps_feedback_and_logs_prompts_only_if_asked(tiny_model: Path, t
     (row,) = map(json.loads, file.read_text(encoding="utf-8").splitlines())
     assert (row["thumb"], row["better"], row["model"], row["messages"]) == ("down", "Hello!", "llama", QUESTION)
     assert row["answers"][0]["content"] == answers[0].choices[0].message.content
+    assert_is_a_rating(file, [(row["answers"][0]["content"], 0), ("Hello!", 1)])
     assert "POST /v1/chat/completions 200" in log
     assert '"Hi"' not in log
     _, log = serve(tiny_model, "--port", 0, "--log-prompts", then=lambda address: answers.append(chat(address)))

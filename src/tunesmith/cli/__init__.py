@@ -28,6 +28,7 @@ from tunesmith.cli.schema import schema
 from tunesmith.cli.serve import keys, serve
 from tunesmith.cli.train import train
 from tunesmith.cli.use import answer, chat, classify, combine, embed, generate, reward
+from tunesmith.cli.vote import rank, vote
 from tunesmith.errors import UserError
 
 app = typer.Typer(
@@ -59,6 +60,8 @@ for verb in (
     ask,
     advise,
     compare,
+    vote,
+    rank,
     serve,
     runs,
     schema,

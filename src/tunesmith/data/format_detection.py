@@ -149,7 +149,11 @@ def _feedback_format(row: Row, present: set[str]) -> str | None:
     if present >= {"chosen", "rejected"}:
         return "preference"
     answers = present & {"messages", "conversations", "completion", "output", "answer", "response"}
-    if "kto_tag" in present or (isinstance(by_name.get("label"), bool) and answers):
+    if (
+        "kto_tag" in present
+        or present >= {"thumb", "messages", "answers"}
+        or (isinstance(by_name.get("label"), bool) and answers)
+    ):
         return "rating"
     answers_of = next((by_name[name] for name in ("completions", "responses") if name in present), None)
     if isinstance(by_name.get("completions"), list) and isinstance(by_name.get("labels"), list):

@@ -47,8 +47,10 @@ def _ranking(values: Values) -> dict[str, Any]:
 
 def _rating(values: Values) -> dict[str, Any]:
     """An answer and whether it is good: `completion` and `label` (true or false) after `prompt`, as in TRL; or a chat
-    with `label`, or with LLaMA-Factory's `kto_tag`."""
+    with `label`, or with LLaMA-Factory's `kto_tag`; or feedback that Tunesmith's server kept, with `thumb`."""
     label = _truth(required(values, "label"))
+    if values.get("answers") is not None:
+        return _feedback(values, label)
     column = next((name for name in _ANSWERS if values.get(name) is not None), None)
     if column is not None:
         prompt, answer = _prompt(values), _turns(values[column], column)
@@ -58,6 +60,18 @@ def _rating(values: Values) -> dict[str, Any]:
         last = _start_of_answer(turns)
         prompt, answer = turns[:last], turns[last:]
     return _example(values, prompt, [(answer, PREFERRED if label else OTHER)])
+
+
+def _feedback(values: Values, label: bool) -> dict[str, Any]:
+    """A response of the server with a thumb, and the better answer if somebody wrote one, which is good."""
+    answers = parsed(values["answers"], "answers")
+    if not isinstance(answers, list) or len(answers) != 1:
+        count = f"{len(answers)} answers" if isinstance(answers, list) else in_words(answers)
+        raise MalformedRowError(f"answers is {count}, and the thumb does not say of which one")
+    found = [(_turns(answers[0], "answers"), PREFERRED if label else OTHER)]
+    if values.get("better") is not None:
+        found.append((_turns(values["better"], "better"), PREFERRED))
+    return _example(values, turns_of(required(values, "messages"), "messages"), found)
 
 
 def _steps(values: Values) -> dict[str, Any]:
@@ -129,8 +143,11 @@ PREFERENCES: dict[str, RowFormat] = {
     ),
     "rating": RowFormat(
         "answers rated good or bad",
-        (("label",), ("kto_tag",)),
-        ("prompt", "instruction", "input", "question", "messages", "conversations", *_ANSWERS, "system", "tools"),
+        (("label",), ("kto_tag",), ("thumb",)),
+        (
+            "prompt", "instruction", "input", "question", "messages", "conversations", *_ANSWERS, "system", "tools",
+            "answers", "better",
+        ),
         _rating,
         "kto",
         detected=False,
@@ -276,7 +293,8 @@ def _number(value: Any, what: str) -> float:
 
 def _truth(value: Any) -> bool:
     """A truth value, also as text or number (as in CSV files)."""
-    known = {"true": True, "1": True, "yes": True, "good": True, "false": False, "0": False, "no": False, "bad": False}
+    good, bad = ("true", "1", "yes", "good", "up"), ("false", "0", "no", "bad", "down")
+    known = dict.fromkeys(good, True) | dict.fromkeys(bad, False)
     found = value if isinstance(value, bool) else known.get(str(value).strip().lower())
     if found is None:
         raise MalformedRowError(f"label is {in_words(value)}, not true or false")

@@ -2,18 +2,15 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from tunesmith.data.example import Malformed, Message
-from tunesmith.data.format_detection import detect
-from tunesmith.data.read import Row, read
-from tunesmith.data.row_formats import refuse_media, to_example
-from tunesmith.data.turns import MalformedRowError
+from tunesmith.data.example import Message
 from tunesmith.errors import UserError
+from tunesmith.evaluation.questions import questions
 from tunesmith.inference.drafts import LOOKUP
 from tunesmith.inference.generate import Generator
 from tunesmith.inference.memory import CONCURRENT
@@ -24,12 +21,6 @@ from tunesmith.models.precision import device_of, writing_dtype
 from tunesmith.run import Events, Subscriber, atomic_write, writing
 from tunesmith.run_lock import output_lock
 from tunesmith.subjects.subject import ChatPrompt
-
-QUESTIONS = ("question", "prompt", "instruction", "query", "problem", "q")
-"""Columns that hold the question, in a row that has no answer."""
-
-ANSWERS = {"answer", "response", "completion", "output", "solution", "a", "messages", "conversations"}
-"""Columns that hold the answer, or both question and answer."""
 
 ROWS = 256
 """Rows that are answered before they are written."""
@@ -108,7 +99,7 @@ def _answer(
     reference = ModelReference.find(model)
     if not reference.head.generates_text:
         raise UserError(f"{model} does not generate text, so it cannot answer. Use a causal language model instead.")
-    chats = list(_chats(str(source)))
+    chats = [question.chat for question in questions([str(source)])]
     partial = target.with_name(f".{target.name}.partial")
     header = {"model": model, "sampling": asdict(sampling), "cache": cache, "rows": _digest(chats)}
     header |= {} if prompt is None else {"prompt": prompt.version}
@@ -168,49 +159,3 @@ def _lines(file: Path) -> list[str]:
 
 def _digest(chats: Sequence[Sequence[Message]]) -> str:
     return hashlib.sha256(json.dumps([list(chat) for chat in chats], sort_keys=True).encode()).hexdigest()
-
-
-def _chats(source: str) -> Iterator[tuple[Message, ...]]:
-    """The messages of each row up to its last question."""
-    for row in read([source], Path.cwd()):
-        if isinstance(row, Malformed):
-            raise UserError(f"{row.source}: {row.reason}. Fix it: every row must have a question.")
-        row = _with_answer(_without_media(row))
-        example = to_example(row, detect([row]))
-        if isinstance(example, Malformed) or example.messages is None:
-            raise UserError(f"{row.source} has no question: {getattr(example, 'reason', 'it is raw text')}.")
-        if example.tools:
-            raise UserError(f"{row.source} has tools, and answer does not call tools. Remove such rows.")
-        last = max(index for index, turn in enumerate(example.messages) if turn["role"] == "assistant")
-        yield example.messages[:last]
-
-
-def _without_media(row: Row) -> Row:
-    """The row.
-
-    Raises:
-        UserError: it has images, audio or video.
-    """
-    try:
-        refuse_media(row)
-    except MalformedRowError as error:
-        raise UserError(f"{row.source}: {error}.") from None
-    return row
-
-
-def _with_answer(row: Row) -> Row:
-    """The row with a placeholder answer, if it has none."""
-    if isinstance(row.values, str):
-        return row
-    values: dict[str, Any] = dict(row.values)
-    turns = values.get("messages")
-    if isinstance(turns, list) and turns and isinstance(turns[-1], dict) and turns[-1].get("role") == "user":
-        return Row({**values, "messages": [*turns, {"role": "assistant", "content": "…"}]}, row.source)
-    columns = {str(column).lower(): value for column, value in values.items() if value is not None}
-    question = next((column for column in QUESTIONS if column in columns), None)
-    if question is None or columns.keys() & ANSWERS:
-        return row
-    if question == "instruction":
-        return Row({**columns, "output": "…"}, row.source)
-    context = {column: columns[column] for column in ("context", "system") if column in columns}
-    return Row({"question": columns[question], "answer": "…"} | context, row.source)

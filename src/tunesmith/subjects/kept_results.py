@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from tunesmith.config.objective import ObjectiveConfig
+from tunesmith.data.cache import tokenizer_fingerprint
 from tunesmith.data.tokens import TokenTable
 from tunesmith.heads.head_file import described_head
 from tunesmith.inference.model import Model
@@ -63,21 +64,40 @@ def model_digest(model: Model, tokenizer: str, objective: ObjectiveConfig | None
     Returns:
         In hexadecimal.
     """
-    reference = model.reference
-    base = reference.base.model_copy(update={"adapter": reference.adapter})
-    files = [] if reference.adapter is None else [reference.adapter / "adapter_config.json"]
     return digest_of(
         {
-            "files": fingerprint(base),
-            "adapter": {file.name: file.read_text(encoding="utf-8") for file in files},
-            "base": base.model_dump(mode="json", exclude={"path", "adapter", "chat_template"}),
-            "head": described_head(model.head),
+            **_content(model, tokenizer),
             "objective": None if objective is None else objective.model_dump(mode="json"),
-            "tokenizer": tokenizer,
             "computed": [str(model.dtype), model.device.type],
             "versions": {name: version(name) for name in ("tunesmith", "torch", "transformers")},
         }
     )
+
+
+def content_digest(model: Model) -> str:
+    """Of the weights, of how they are stored and in which precision they are computed, and of the tokenizer: the same
+    on all machines.
+
+    Args:
+        model: not loaded yet.
+
+    Returns:
+        In hexadecimal.
+    """
+    return digest_of({**_content(model, tokenizer_fingerprint(model.tokenizer)), "computed": str(model.dtype)})
+
+
+def _content(model: Model, tokenizer: str) -> dict[str, Any]:
+    reference = model.reference
+    base = reference.base.model_copy(update={"adapter": reference.adapter})
+    files = [] if reference.adapter is None else [reference.adapter / "adapter_config.json"]
+    return {
+        "files": fingerprint(base),
+        "adapter": {file.name: file.read_text(encoding="utf-8") for file in files},
+        "base": base.model_dump(mode="json", exclude={"path", "adapter", "chat_template"}),
+        "head": described_head(model.head),
+        "tokenizer": tokenizer,
+    }
 
 
 def chat_digest(chat: Chat, number: int, sampling: Sampling) -> str:

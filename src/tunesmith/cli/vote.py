@@ -1,0 +1,159 @@
+"""`tunesmith vote` and `rank`: people compare answers, and models are ranked by what they say."""
+
+import getpass
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from tunesmith.cli.quick import quick_imports
+from tunesmith.errors import UserError
+from tunesmith.report.colors import WARNING
+
+if TYPE_CHECKING:
+    from tunesmith.voting.vote import Shown
+
+KEYS = "12tsuq"
+END_OF_INPUT = ("", "\x04")
+
+
+def vote(
+    models: Annotated[
+        list[str],
+        typer.Argument(help="Two or more: runs, adapters, models, http://HOST/v1#MODEL. A run alone: beside its base."),
+    ],
+    output: Annotated[Path, typer.Option(help="The file that votes are appended to.")] = Path("votes.jsonl"),
+    data: Annotated[
+        list[str] | None, typer.Option(help="Files of rows with questions; default: the first run's held-out rows.")
+    ] = None,
+    rows: Annotated[str, typer.Option(help="How many questions, evenly spaced, or all.")] = "50",
+    voter: Annotated[str | None, typer.Option(help="Who votes; default: the name of the user.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the order of the pairs and of who stands where.")] = 0,
+    max_new_tokens: Annotated[int, typer.Option(help="The most tokens in an answer.", min=1)] = 256,
+    repetition_penalty: Annotated[
+        float, typer.Option(help="1: none; 1.2 keeps small models out of loops.", min=1)
+    ] = 1.0,
+    concurrent: Annotated[int, typer.Option(help="The most answers at the same time.", min=1)] = 64,
+    cache: Annotated[bool, typer.Option(help="Keep answers, so that nothing is computed twice.")] = True,
+) -> None:
+    """Say which of two models' answers is better, without knowing whose they are: one key a pair. The votes are rows to
+    train on (`objective: {kind: dpo}`). The same command goes on where it was left."""
+    if rows != "all" and not (rows.isdecimal() and int(rows)):
+        raise UserError(f"--rows {rows} is not a number of rows. Use a number, or all.")
+    with quick_imports():
+        import tunesmith.voting.vote
+        from tunesmith.report.progress import Progress
+        from tunesmith.report.votes import ranking_parts, voted_text
+        from tunesmith.voting.ranking import rank
+
+    console = Console(highlight=False)
+    progress = Progress(console)
+    with progress, _keys() as keys:
+        voted = tunesmith.voting.vote.vote(
+            models, _Asking(console, keys, progress), output, voter=_user() if voter is None else voter, data=data,
+            rows=None if rows == "all" else int(rows), seed=seed, max_new_tokens=max_new_tokens,
+            repetition_penalty=repetition_penalty, concurrent=concurrent, cache=cache, subscribers=[progress],
+        )  # fmt: skip
+    console.print()
+    console.print(voted_text(voted), soft_wrap=True)
+    if not voted.is_complete:
+        console.print("The same command goes on here. `tunesmith rank` shows what all votes say.", soft_wrap=True)
+    elif voted.done:
+        for part in ranking_parts(rank([output])):
+            console.print(part)
+
+
+def rank(
+    files: Annotated[list[str], typer.Argument(help="Files of votes.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Rank models by votes, and show how far the voters agree and what the position did."""
+    with quick_imports():
+        import tunesmith.voting.ranking
+        from tunesmith.report.votes import ranking_parts
+        from tunesmith.run import jsonable
+
+    result = tunesmith.voting.ranking.rank(files)
+    if as_json:
+        print(json.dumps(jsonable(result), indent=2, ensure_ascii=False))
+        return
+    console = Console(highlight=False)
+    for part in ranking_parts(result):
+        console.print(part)
+
+
+class _Asking:
+    """Shows two answers, and reads a key.
+
+    Args:
+        console: of the terminal.
+        keys: what is pressed.
+        progress: whose bars end before the first pair is shown.
+    """
+
+    def __init__(self, console: Console, keys: Iterator[str], progress: Any) -> None:
+        self._console, self._keys, self._progress = console, keys, progress
+        self._is_first = True
+
+    def __call__(self, shown: "Shown") -> Any:
+        from tunesmith.report.votes import keys_line, two_answers
+
+        if self._is_first:
+            self._progress.__exit__(None, None, None)
+        if self._console.is_terminal:
+            self._console.clear()
+        console = self._console
+        console.print(two_answers(shown.prompt, shown.answers, shown.number, shown.total, shown.source, console.width))
+        console.print(keys_line(shown.undoable))
+        for key in self._keys:
+            if key in KEYS and (key != "u" or shown.undoable):
+                self._is_first = False
+                return key
+            hint = "there is nothing to undo" if key == "u" else f"{key!r} is none of 1, 2, t, s, u and q"
+            if not sys.stdin.isatty():
+                raise UserError(f"stdin: {hint}. Votes before it are written.")
+            console.print(f" {hint}", style=WARNING)
+        if self._is_first and not sys.stdin.isatty():
+            raise UserError("stdin is no terminal and has no keys. Run this in a terminal, or pipe keys: 1, 2, t.")
+        return "q"
+
+
+@contextmanager
+def _keys() -> Iterator[Iterator[str]]:
+    """Keys as they are pressed, without Enter in a terminal, until the input ends. Of other input white space does not
+    count."""
+    try:
+        import termios
+        import tty
+    except ImportError:  # Windows: a key and Enter
+        yield _characters()
+        return
+    try:
+        handle = sys.stdin.fileno()
+        before = termios.tcgetattr(handle)
+    except (ValueError, OSError, termios.error):  # a pipe, or no file at all
+        yield _characters()
+        return
+    try:
+        tty.setcbreak(handle)
+        yield _characters()
+    finally:
+        termios.tcsetattr(handle, termios.TCSADRAIN, before)
+
+
+def _characters() -> Iterator[str]:
+    while (key := sys.stdin.read(1)) not in END_OF_INPUT:
+        if not key.isspace():
+            yield key.lower()
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):
+        raise UserError("The user has no name here. Say who votes: --voter NAME") from None
