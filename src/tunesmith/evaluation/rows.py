@@ -75,9 +75,15 @@ class EvaluationRows:
             The rows.
 
         Raises:
-            UserError: its recipe cannot be read.
+            UserError: its recipe cannot be read, or its rows are prompts without answers.
         """
-        return cls(f"held-out rows of {directory.name}", Recipe.load(directory / "recipe.yaml"), directory)
+        recipe = Recipe.load(directory / "recipe.yaml")
+        if recipe.objective.rollouts is not None:
+            raise UserError(
+                f"{directory} learned from prompts, whose answers have rewards instead of a loss: its own evaluations "
+                f"report them. Name rows that have answers: tunesmith evaluate {directory} --data FILE."
+            )
+        return cls(f"held-out rows of {directory.name}", recipe, directory)
 
     @classmethod
     def of_files(cls, paths: Sequence[str], run: Path | None = None) -> "EvaluationRows":
