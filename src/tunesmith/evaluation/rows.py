@@ -99,6 +99,7 @@ class EvaluationRows:
         Raises:
             UserError: they cannot be read.
         """
+        objective: ObjectiveConfig
         recipe = None if run is None else Recipe.load(run / "recipe.yaml")
         origin = f"rows of {', '.join(Path(path).name for path in paths)}"
         if (
@@ -115,11 +116,12 @@ class EvaluationRows:
             skip_unusable=True,
         )
         if recipe is not None:
-            return cls(origin, recipe.model_copy(update={"data": data}), run, is_whole=True)
+            objective = Instruction() if recipe.objective.rollouts is not None else recipe.objective
+            return cls(origin, recipe.model_copy(update={"data": data, "objective": objective}), run, is_whole=True)
         first = next(examples(data, (), data.train, DataReport()), None)
         if first is None:
             raise UserError(f"There are no {origin}.")
-        objective: ObjectiveConfig = Instruction() if first.messages is not None else Text()
+        objective = Instruction() if first.messages is not None else Text()
         return cls(origin, Recipe(data=data, objective=objective), is_whole=True)
 
     @property
