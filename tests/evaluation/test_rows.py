@@ -5,10 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from tunesmith.data.example import Example, Source
 from tunesmith.data.reasoning import final_answer
 from tunesmith.data.tokens import TokenTable
+from tunesmith.errors import UserError
 from tunesmith.evaluation.figures import answer_figures
 from tunesmith.evaluation.rows import EvaluationRows, Task, spread, task_of, units_of
 from tunesmith.metrics import METRICS
@@ -77,3 +79,10 @@ def test_rows_are_evenly_spaced() -> None:
     assert spread(9, 3) == [0, 4, 8]
     assert spread(2, 5) == [0, 1]
     assert spread(9, 0) == []
+
+
+def test_rows_of_a_run_on_prompts_are_refused_with_what_to_do(tmp_path: Path) -> None:
+    recipe = {"base": "base", "data": {"train": "rows.jsonl"}, "objective": {"kind": "grpo", "rewards": ["exact"]}}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
+    with pytest.raises(UserError, match=r"learned from prompts.* tunesmith evaluate .* --data FILE"):
+        EvaluationRows.of_run(tmp_path)

@@ -76,9 +76,15 @@ class EvaluationRows:
             The rows.
 
         Raises:
-            UserError: its recipe cannot be read.
+            UserError: its recipe cannot be read, or its rows are prompts without answers.
         """
-        return cls(f"held-out rows of {directory.name}", Recipe.load(directory / "recipe.yaml"), directory)
+        recipe = Recipe.load(directory / "recipe.yaml")
+        if recipe.objective.rollouts is not None:
+            raise UserError(
+                f"{directory} learned from prompts, whose answers have rewards instead of a loss: its own evaluations "
+                f"report them. Name rows that have answers: tunesmith evaluate {directory} --data FILE."
+            )
+        return cls(f"held-out rows of {directory.name}", recipe, directory)
 
     @classmethod
     def of_files(cls, paths: Sequence[str], run: Path | None = None) -> "EvaluationRows":
@@ -94,6 +100,7 @@ class EvaluationRows:
         Raises:
             UserError: they cannot be read.
         """
+        objective: ObjectiveConfig
         recipe = None if run is None else Recipe.load(run / "recipe.yaml")
         origin = f"rows of {', '.join(Path(path).name for path in paths)}"
         if (
@@ -110,11 +117,12 @@ class EvaluationRows:
             skip_unusable=True,
         )
         if recipe is not None:
-            return cls(origin, recipe.model_copy(update={"data": data}), run, is_whole=True)
+            objective = Instruction() if recipe.objective.rollouts is not None else recipe.objective
+            return cls(origin, recipe.model_copy(update={"data": data, "objective": objective}), run, is_whole=True)
         first = next(examples(data, (), data.train, DataReport()), None)
         if first is None:
             raise UserError(f"There are no {origin}.")
-        objective: ObjectiveConfig = Instruction() if first.messages is not None else Text()
+        objective = Instruction() if first.messages is not None else Text()
         return cls(origin, Recipe(data=data, objective=objective), is_whole=True)
 
     @property
