@@ -350,3 +350,11 @@ def test_each_figure_of_an_evaluation_is_printed_as_soon_as_it_is_known() -> Non
     assert [line.rstrip() for line in printed(figures("base"), terminal=True)] == expected
     assert printed(figures("tuned", 3))[0] == "tuned     fold 3: loss 2.346 (95 %: 2.300–2.400)"
     assert printed(figures("run/step-000050"))[0] == "          run/step-000050: loss 2.346 (95 %: 2.300–2.400)"
+
+
+def test_a_step_with_rewards_shows_their_recent_mean_and_an_evaluation_its_other_figures() -> None:
+    held = {**evaluated(1), "accuracy": 0.75, "accuracy_interval": [0.5, 1.0], "margin": 0.5, "margin_interval": [0, 1]}
+    lines = printed([START, *(step(number, reward=0.1 * number) for number in range(1, 21)), held])
+    assert "recent reward 1.550  " in next(line for line in lines if line.startswith("step 20/100"))
+    assert not any("recent loss" in line for line in lines)
+    assert any(line.strip() == "accuracy 0.750 (95 %: 0.500–1.000), margin 0.500" for line in lines)

@@ -6,6 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from statistics import fmean
 from types import TracebackType
 from typing import Any
 
@@ -140,6 +141,7 @@ class Progress:
         self._lines = LineTimes(0, self._clock)
         self._losses: deque[tuple[float, float]] = deque(maxlen=RECENT_STEPS)
         self._replayed: deque[float] = deque(maxlen=RECENT_STEPS)
+        self._rewards: deque[float] = deque(maxlen=RECENT_STEPS)
         self._speeds: deque[tuple[float, float]] = deque(maxlen=RECENT_STEPS)
         self._evaluations: dict[str, Any] = {}
 
@@ -246,13 +248,19 @@ class Progress:
         if math.isfinite(loss):
             self._losses.append((loss, number(event.get("loss_tokens") or 1)))
             self._replayed.append(number(event.get("replayed_loss_tokens") or 0))
+        if "reward" in event:
+            self._rewards.append(number(event["reward"]))
         self._speeds.append((number(event.get("tokens") or 0), number(event.get("seconds") or 0)))
         left = duration(event.get("seconds_left"))
         steps = f"{self._done}/{self._total}"
-        status = f"{self._recent_loss()}  {count(self._recent_speed())} tok/s  {left} left"
+        status = f"{self._recent_reward() or self._recent_loss()}  {count(self._recent_speed())} tok/s  {left} left"
         self._bars.update(self._task, completed=self._done, total=self._total, status=status, steps=steps)
         if not self._console.is_terminal and self._lines.due(self._done, self._total):
             self._print(f"step {steps}", f" {status}")
+
+    def _recent_reward(self) -> str:
+        """Of the last steps; empty without rewards. The loss of samples from the policy says little: it is near 0."""
+        return f"recent reward {figure(fmean(self._rewards))}" if self._rewards else ""
 
     def _recent_loss(self) -> str:
         """Of the last steps together, per loss token; and how many of these tokens are of replayed rows, whose loss
