@@ -263,3 +263,15 @@ def test_graded_rewards_are_binary_outputs_with_a_rate_as_set() -> None:
         for row in range(2)
     ]
     assert loss.figures(model, batch)["grade_error"].tolist() == pytest.approx(errors, abs=1e-5)
+
+
+@shows("tunesmith data convert files", "tunesmith data convert --to", "tunesmith data convert --output")
+@shows("tunesmith data convert --pairs")
+def test_feedback_is_converted_to_the_form_and_file_that_are_named(tmp_path: Path) -> None:
+    rows = [{"prompt": "p", "completions": ["a", "b", "c"]}]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    for to, options, count in (("pairs", (), 3), ("pairs", ("--pairs", "best_and_worst"), 1), ("rankings", (), 1)):
+        target = tmp_path / f"{to}{count}.jsonl"
+        out = output_of("data", "convert", tmp_path / "rows.jsonl", "--to", to, "--output", target, *options)
+        assert f"{count} {to}, from 1 rows (ranking)" in out
+        assert len(target.read_text(encoding="utf-8").splitlines()) == count

@@ -1,4 +1,4 @@
-"""`tunesmith data show`: rows as the model reads them."""
+"""`tunesmith data show`: rows as the model reads them. `tunesmith data convert`: human feedback in another form."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -9,21 +9,17 @@ from rich.markup import escape
 from rich.text import Text
 
 from tunesmith.cli.quick import quick_imports
+from tunesmith.errors import UserError
 from tunesmith.report.colors import BAD, GOOD, WARNING
 
 if TYPE_CHECKING:
     from tunesmith.config.recipe import Recipe
     from tunesmith.data.show import Shown
 
-data = typer.Typer(help="Look at the data: what was read, and which tokens have a loss.", no_args_is_help=True)
+data = typer.Typer(help="Look at the data, and convert human feedback.", no_args_is_help=True)
 
 TOKEN_COLORS = ("", "on grey30")
 LOSS_STYLE = f"bold {GOOD}"
-
-
-@data.callback()
-def _group() -> None:
-    """Keeps `show` a subcommand although it is the only one."""
 
 
 @data.command()
@@ -65,6 +61,27 @@ def show(
             style=WARNING,
             soft_wrap=True,
         )
+
+
+@data.command()
+def convert(
+    files: Annotated[list[str], typer.Argument(help="Files of pairs, rankings or ratings.")],
+    to: Annotated[str, typer.Option(help="pairs, rankings, ratings, or examples: chats with the best answers.")],
+    output: Annotated[Path, typer.Option(help="The file to write, JSON lines; it must not exist.")],
+    pairs: Annotated[str, typer.Option(help="Of rankings and ratings: all, or best_and_worst.")] = "all",
+) -> None:
+    """Write human feedback in another form, and count what became of the rows."""
+    if pairs not in ("all", "best_and_worst"):
+        raise UserError(f"--pairs {pairs} is not one of all and best_and_worst.")
+    with quick_imports():
+        import tunesmith.data.convert
+
+    found = tunesmith.data.convert.convert(files, to, output, pairs)  # type: ignore[arg-type]
+    console = Console(highlight=False)
+    made = ", ".join(f"{count:,} {what}" for what, count in found.written.items())
+    console.print(f"Wrote {output}: {made}, from {found.rows:,} rows ({found.format}).", soft_wrap=True)
+    for reason in found.left_out:
+        console.print(f"left out: {reason}", style=WARNING, markup=False, soft_wrap=True)
 
 
 def _recipe(source: Path, base: str, overrides: list[str]) -> "Recipe":
