@@ -299,3 +299,8 @@ def test_sampling_defaults_without_sampling_are_left_out(tmp_path: Path) -> None
     assert "temperature" not in json.loads((done.path / "generation_config.json").read_text())
     written = export(tmp_path / "model", tmp_path / "m.gguf", "gguf")
     assert "general.sampling.temp" not in gguf.GGUFReader(written.path).fields
+
+
+def test_a_gguf_file_needs_a_name_that_ends_so(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"gguf is one file. Give it a name that ends in .gguf: out.gguf"):
+        export("embedded", tmp_path / "out", "gguf")

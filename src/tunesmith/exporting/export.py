@@ -120,6 +120,8 @@ def export(
     if precision is not None and precision not in DTYPES:
         raise UserError(f"--precision {precision} does not exist. Use one of {', '.join(DTYPES)}.")
     target = Path(output)
+    if format == "gguf" and target.suffix != ".gguf":
+        raise UserError(f"--output {target}: gguf is one file. Give it a name that ends in .gguf: {target.name}.gguf.")
     refuse_existing(target)
     subject = Subject.find(str(run), target.parent, DTYPES.get(precision or ""))
     with writing(target):
