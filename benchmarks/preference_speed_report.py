@@ -102,8 +102,6 @@ def table(found: dict[str, Any]) -> str:
     """The results as a page for the docs."""
     computer, precision = found.get("machine"), found["precision"]
     lines = [
-        "# Speed and memory of preference training",
-        "",
         f"LoRA of rank 16 and alpha 32 on all linear layers, AdamW at a constant 1e-4, {precision}. "
         + " ".join(_about(model, plan) for model, plan in found["plans"].items())
         + f" Steps of at most 2,048 tokens; the same rows in each step of both. Measured on {found['date']} in one run"

@@ -139,6 +139,7 @@ def test_all_commands_of_a_page_parse(page: Path) -> None:
         ("retrieval", "retrieval_quality"),
         ("comparing", "compare_study"),
         ("prompting", "prompt_search_study"),
+        ("preferences", "preference_speed"),
         ("deciding", "compare_simulation"),
     ],
 )
