@@ -77,6 +77,11 @@ ALSO: dict[str, list[dict[str, Any]]] = {
 """Variants of a method that train different parameters."""
 
 
+LIKE = {
+    "listwise": "dpo", "kto": "dpo", "graded_reward": "reward", "process_reward": "reward", "ppo": "grpo",
+}  # fmt: skip
+"""Objectives that run through the same code as another one; each has tests of its own. `make test-all` runs all."""
+
 ROLLOUTS: dict[str, dict[str, Any]] = {
     "grpo": {"group_size": 4},
     "ppo": {"group_size": 2, "passes": 2},
@@ -253,7 +258,7 @@ def values_of(cell: Cell) -> set[str]:
     layout = "padded" if cell.family in PADDED else "packed"
     return {
         f"method {cell.method['kind']}",
-        f"objective {cell.objective}",
+        f"objective {LIKE.get(cell.objective, cell.objective)}",
         f"weights {cell.weights}",
         f"{kind_of(cell.family)} {layout}",
     }

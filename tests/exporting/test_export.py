@@ -270,8 +270,9 @@ def test_a_failed_export_leaves_nothing(to: str, run: Path, tmp_path: Path, monk
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("tunesmith.run._flush", full)
-    with pytest.raises(UserError, match="out cannot be written: No space left on device"):
-        export(run, tmp_path / "out", to)
+    name = "out.gguf" if to == "gguf" else "out"
+    with pytest.raises(UserError, match=f"{name} cannot be written: No space left on device"):
+        export(run, tmp_path / name, to)
     assert not [path for path in tmp_path.iterdir() if "out" in path.name]
 
 

@@ -120,8 +120,6 @@ def export(
     if precision is not None and precision not in DTYPES:
         raise UserError(f"--precision {precision} does not exist. Use one of {', '.join(DTYPES)}.")
     target = Path(output)
-    if format == "gguf" and target.suffix != ".gguf":
-        raise UserError(f"--output {target}: gguf is one file. Give it a name that ends in .gguf: {target.name}.gguf.")
     refuse_existing(target)
     subject = Subject.find(str(run), target.parent, DTYPES.get(precision or ""))
     with writing(target):
@@ -168,6 +166,8 @@ def _transformers_card(request: Request, form: str) -> str:
 def _gguf(request: Request) -> tuple[Path, str]:
     """The file, and its card beside it."""
     mix = request.mix or ("f32" if request.adapter_only else "q8_0")
+    if mix in MIXES and request.output.suffix != ".gguf":
+        raise UserError(f"gguf is one file. Give it a name that ends in .gguf: {request.output.name}.gguf.")
     card = request.output.with_suffix(".md")
     refuse_existing(card)
     if request.adapter_only:
