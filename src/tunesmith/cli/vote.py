@@ -42,7 +42,7 @@ def vote(
     cache: Annotated[bool, typer.Option(help="Keep answers, so that nothing is computed twice.")] = True,
 ) -> None:
     """Say which of two models' answers is better, without knowing whose they are: one key a pair. The votes are rows to
-    train on (`objective: {kind: dpo}`). The same command goes on where it was left."""
+    train on (`objective: {kind: dpo}`). The same command continues where it was left."""
     if rows != "all" and not (rows.isdecimal() and int(rows)):
         raise UserError(f"--rows {rows} is not a number of rows. Use a number, or all.")
     with quick_imports():
@@ -62,7 +62,7 @@ def vote(
     console.print()
     console.print(voted_text(voted), soft_wrap=True)
     if not voted.is_complete:
-        console.print("The same command goes on here. `tunesmith rank` shows what all votes say.", soft_wrap=True)
+        console.print("The same command continues here. `tunesmith rank` shows what all votes say.", soft_wrap=True)
     elif voted.done:
         for part in ranking_parts(rank([output])):
             console.print(part)

@@ -21,7 +21,7 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """One of several ways in which a chat goes on, and how good it is.
+    """One of several ways in which a chat continues, and how good it is.
 
     Attributes:
         messages: the turns after the example's own `messages`, at least one of them the assistant's.
@@ -45,7 +45,7 @@ class Example:
         spans: (start, end, tag) of each word of the text, in characters; None if words have no tags.
         others: for a pair: the positive text, which means the same or answers it, then the negatives.
         tools: JSON schemas of the tools that the chat may call, as chat templates take them.
-        completions: how the chat goes on, each with a score; empty unless the row compares or rates answers.
+        completions: how the chat continues, each with a score; empty unless the row compares or rates answers.
         columns: of a prompt: what else its row has, by column, for functions that score completions.
     """
 

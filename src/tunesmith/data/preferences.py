@@ -177,7 +177,7 @@ def _answer(values: Values, field: str, prompt: Sequence[Message]) -> list[Messa
     turns = _turns(value, field)
     if not prompt:
         return turns
-    if turns[0]["role"] != "assistant":  # a full chat: the prompt is told twice (UltraFeedback)
+    if turns[0]["role"] != "assistant":  # a full chat: the prompt is there twice (UltraFeedback)
         before, rest = turns[: len(prompt)], turns[len(prompt) :]
         system = [turn for turn in prompt if turn["role"] == "system"]
         if [turn["content"] for turn in before] != [turn["content"] for turn in prompt] or not rest:

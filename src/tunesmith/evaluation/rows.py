@@ -246,11 +246,9 @@ def answered(example: Example) -> Example | None:
     if example.messages is None or any(message["role"] == "assistant" for message in messages):
         return example
     answer = example.columns.get(ANSWER)
-    return (
-        None
-        if answer is None
-        else replace(example, messages=(*messages, {"role": "assistant", "content": str(answer)}))
-    )
+    if answer is None:
+        return None
+    return replace(example, messages=(*messages, {"role": "assistant", "content": str(answer)}))
 
 
 def task_of(example: Example) -> Task:

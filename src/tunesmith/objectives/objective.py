@@ -148,7 +148,7 @@ class Objective(ABC):
         """Asked after each step: whether the run ends now.
 
         Returns:
-            Why; None: it goes on.
+            Why; None: it continues.
         """
         return None
 

@@ -49,10 +49,37 @@ class Preference(ObjectiveConfig, ABC):
         return pairs_like(lengths, with_targets=False)
 
 
-class PreferenceObjective(Objective):
-    """Computes a loss for each row of several completions, from their log-probabilities."""
+class RowObjective(Objective):
+    """Computes figures of each row, of which one is the loss; the others are noted in training and reported in
+    evaluations."""
 
     is_per_token = False
+
+    @abstractmethod
+    def each_row(self, model: PreTrainedModel, batch: Batch) -> dict[str, Tensor]:
+        """Figures of each row (rows,), by name, `loss` among them, with gradients."""
+
+    def each_row_in_training(self, model: PreTrainedModel, batch: Batch) -> dict[str, Tensor]:
+        """As `each_row`, with what only helps training."""
+        return self.each_row(model, batch)
+
+    def loss(self, model: PreTrainedModel, batch: Batch) -> Tensor:
+        figures = self.each_row_in_training(model, batch)
+        self.note(len(batch.rows), **{name: values.mean() for name, values in figures.items() if name != "loss"})
+        return figures["loss"].sum()
+
+    @torch.no_grad()
+    def losses(self, model: PreTrainedModel, batch: Batch) -> Tensor:
+        return self.each_row(model, batch)["loss"]
+
+    @torch.no_grad()
+    def figures(self, model: PreTrainedModel, batch: Batch) -> dict[str, Tensor]:
+        return self.each_row(model, batch)
+
+
+class PreferenceObjective(RowObjective):
+    """Computes a loss for each row of several completions, from their log-probabilities."""
+
     needs_reference = True
 
     @abstractmethod
@@ -66,24 +93,11 @@ class PreferenceObjective(Objective):
             batch: the completions.
         """
 
-    def loss(self, model: PreTrainedModel, batch: Batch) -> Tensor:
-        figures = self._figures(model, batch)
-        self.note(len(batch.rows), **{name: values.mean() for name, values in figures.items() if name != "loss"})
-        return figures["loss"].sum()
-
-    @torch.no_grad()
-    def losses(self, model: PreTrainedModel, batch: Batch) -> Tensor:
-        return self._figures(model, batch)["loss"]
-
-    @torch.no_grad()
-    def figures(self, model: PreTrainedModel, batch: Batch) -> dict[str, Tensor]:
-        return self._figures(model, batch)
-
     @torch.no_grad()
     def reference(self, model: PreTrainedModel, batch: Batch) -> Tensor:
         return completion_log_probs(model, batch)[0]
 
-    def _figures(self, model: PreTrainedModel, batch: Batch) -> dict[str, Tensor]:
+    def each_row(self, model: PreTrainedModel, batch: Batch) -> dict[str, Tensor]:
         assert batch.completions is not None
         log_probs, tokens = completion_log_probs(model, batch)
         completions = batch.completions

@@ -16,8 +16,7 @@ from tunesmith.data.tokens import TokenTable
 from tunesmith.heads.reward import RewardHead
 from tunesmith.heads.sequence_classification import class_logits
 from tunesmith.objectives.new_head import NewHeadConfig
-from tunesmith.objectives.objective import Objective
-from tunesmith.objectives.preference import PairsOfRow, ordered, pairs_like, row_pairs
+from tunesmith.objectives.preference import PairsOfRow, RowObjective, ordered, pairs_like, row_pairs
 from tunesmith.ops.preference_loss import bradley_terry_losses
 
 
@@ -57,25 +56,18 @@ class Reward(NewHeadConfig):
         return RewardLoss(self)
 
 
-class RewardLoss(Objective):
+class RewardLoss(RowObjective):
     """A row's loss is the mean over its pairs. Evaluation reports the share of pairs in which the better completion has
     the higher reward, ties apart, and the loss alone: without margin and centering."""
 
     def __init__(self, config: Reward) -> None:
         self.config = config
 
-    def loss(self, model: PreTrainedModel, batch: Batch) -> Tensor:
-        figures = self._figures(model, batch, self.config.margin, self.config.centering)
-        self.note(len(batch.rows), **{name: values.mean() for name, values in figures.items() if name != "loss"})
-        return figures["loss"].sum()
-
-    @torch.no_grad()
-    def losses(self, model: PreTrainedModel, batch: Batch) -> Tensor:
-        return self._figures(model, batch)["loss"]
-
-    @torch.no_grad()
-    def figures(self, model: PreTrainedModel, batch: Batch) -> dict[str, Tensor]:
+    def each_row(self, model: PreTrainedModel, batch: Batch) -> dict[str, Tensor]:
         return self._figures(model, batch)
+
+    def each_row_in_training(self, model: PreTrainedModel, batch: Batch) -> dict[str, Tensor]:
+        return self._figures(model, batch, self.config.margin, self.config.centering)
 
     def _figures(
         self, model: PreTrainedModel, batch: Batch, margin: float = 0.0, centering: float = 0.0

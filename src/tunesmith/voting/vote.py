@@ -115,7 +115,7 @@ def vote(
 
     The models answer first, those in this process one after the other, and their answers are kept in the user's cache.
     Pairs come in random order, the same one for all voters, and each voter has random sides of their own. A vote is on
-    the disk before the next pair is shown. The same call goes on after the last vote.
+    the disk before the next pair is shown. The same call continues after the last vote.
 
     Args:
         models: two names or more, as `evaluate` takes them; of more than two, each pair is compared. A run alone is
