@@ -23,7 +23,6 @@ from tunesmith.data.tokens import Completions, TokenTable
 from tunesmith.engine.loop import Loop
 from tunesmith.errors import UserError
 from tunesmith.models.forward import evaluation_batches
-from tunesmith.models.load import fingerprint
 from tunesmith.models.prompts import has_prompt, plain_model
 
 FILE = "reference.npz"
@@ -120,7 +119,7 @@ def _key(loop: Loop, recipe: Recipe, tables: Sequence[TokenTable]) -> str:
         for array in parts:
             digest.update(np.ascontiguousarray(array).tobytes())
     described: dict[str, Any] = {
-        "base": fingerprint(recipe.base),
+        "base": json.loads((loop.directory / "provenance.json").read_text(encoding="utf-8"))["base"],
         "weights": recipe.base.weights,
         "precision": str(next(loop.model.parameters()).dtype),
         "device": loop.device.type,
