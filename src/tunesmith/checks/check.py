@@ -1,0 +1,29 @@
+"""A check that looks at one row at a time."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from tunesmith.checks.record import Record
+
+Severity = Literal["error", "warning", "note"]
+"""An `error` stops a run that asks for checks; a `warning` should be looked at; a `note` is worth knowing."""
+
+
+@dataclass(frozen=True, slots=True)
+class RowCheck:
+    """A check that needs only the row itself.
+
+    Attributes:
+        name: as in `--checks` and in the report: `secrets`.
+        title: for people: "Keys and passwords".
+        severity: of a row that it marks.
+        advice: what to do about the rows that it marks, as a sentence.
+        find: what is wrong with the row, as a short clause that quotes it; None if nothing is.
+    """
+
+    name: str
+    title: str
+    severity: Severity
+    advice: str
+    find: Callable[[Record], str | None]

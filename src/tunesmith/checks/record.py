@@ -1,0 +1,69 @@
+"""What a check sees of a row, whatever its format."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from tunesmith.data.example import Example, Message, Source
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A row's texts, by what they are to the model.
+
+    Attributes:
+        source: the file and row.
+        prompt: what the model is given: the turns before the last answer, or the text to label; empty for raw text.
+        answer: what the model learns to write: the last answer, or the raw text; empty for a labeled text.
+        label: the class name, or the names joined by a comma, or the value; None if the row has none.
+        messages: of a chat; empty otherwise.
+        others: its other texts: the positive and negatives of a pair, the answers that are compared.
+    """
+
+    source: Source
+    prompt: str
+    answer: str
+    label: str | None = None
+    messages: tuple[Message, ...] = ()
+    others: tuple[str, ...] = ()
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """All texts that are not empty."""
+        return tuple(text for text in (self.prompt, self.answer, *self.others) if text)
+
+
+def record_of(example: Example) -> Record:
+    """An example as checks see it.
+
+    Args:
+        example: of any format.
+    """
+    label = _label(example.label)
+    if example.messages is None:
+        text = example.text or ""
+        is_raw = label is None and not example.others and example.spans is None
+        return Record(example.source, "" if is_raw else text, text if is_raw else "", label, (), example.others)
+    messages = example.messages
+    answers = [index for index, message in enumerate(messages) if message.get("role") == "assistant"]
+    last = answers[-1] if answers and not example.completions else len(messages)
+    prompt = "\n".join(filter(None, map(_content, messages[:last])))
+    answer = _content(messages[last]) if last < len(messages) else ""
+    others = tuple("\n".join(filter(None, map(_content, each.messages))) for each in example.completions)
+    if others:  # the best answer is what the model learns to write
+        best = max(range(len(others)), key=lambda index: example.completions[index].score)
+        answer, others = others[best], others[:best] + others[best + 1 :]
+    return Record(example.source, prompt, answer, label, messages, others)
+
+
+def _label(label: Any) -> str | None:
+    if label is None:
+        return None
+    return ", ".join(label) if isinstance(label, tuple) else str(label)
+
+
+def _content(message: Message) -> str:
+    """A turn's text; of parts, their texts."""
+    content = message.get("content")
+    if isinstance(content, list):
+        return "\n".join(str(part["text"]) for part in content if isinstance(part, dict) and part.get("text"))
+    return content if isinstance(content, str) else ""
