@@ -73,6 +73,12 @@ ENCODER_DECODERS: dict[str, dict[str, Any]] = {
 }
 """Encoder-decoders by their names in transformers."""
 
+SORTED_EXPERTS: dict[str, dict[str, Any]] = {
+    "jetmoe": {key: ROTARY[key] for key in ("hidden_size", "intermediate_size", "num_hidden_layers")}
+    | {"num_key_value_heads": 2, "kv_channels": 8, "num_local_experts": 4, "num_experts_per_tok": 2},
+}
+"""Decoders whose experts take sorted tokens, also in attention: only the generation engine knows them."""
+
 PADDED = {"bloom", "falcon", "granitemoehybrid", "stablelm", "deberta", "deberta-v2"}
 """Families whose attention does not support document lengths, so they are padded."""
 
@@ -82,7 +88,7 @@ SAFE = ("resid_pdrop", "embd_pdrop", "attn_pdrop", "hidden_dropout_prob", "atten
 
 def config_of(family: str, vocabulary: int = 64, **more: Any) -> PretrainedConfig:
     """The family's small config, without dropout."""
-    shape = (DECODERS | ENCODERS | ENCODER_DECODERS)[family]
+    shape = (DECODERS | ENCODERS | ENCODER_DECODERS | SORTED_EXPERTS)[family]
     ends = {"decoder_start_token_id": 2} if family in ENCODER_DECODERS else {}
     ends |= {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
     config = AutoConfig.for_model(family, **{"vocab_size": vocabulary, **ends, **shape, **more})

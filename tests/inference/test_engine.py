@@ -27,7 +27,7 @@ from engines import (
     random_model,
     requests_of,
 )
-from families import DECODERS, ENCODER_DECODERS
+from families import DECODERS, ENCODER_DECODERS, SORTED_EXPERTS
 from peft import LoraConfig, get_peft_model
 
 from tunesmith.errors import UserError
@@ -70,13 +70,14 @@ def test_families_with_a_mask_or_a_state_of_their_own_are_not_paged(family: str)
 
 def test_the_printed_list_of_families_is_what_the_tests_of_each_find() -> None:
     known = listed_families()
-    tested = {*DECODERS, *ENCODER_DECODERS} - {*known.not_tried}
-    assert tested & {*known.paged} == tested & {*PAGED}
-    assert tested & {*known.own} == tested - {*PAGED}
+    paged_families = {*PAGED, *SORTED_EXPERTS}
+    tested = {*DECODERS, *ENCODER_DECODERS, *SORTED_EXPERTS} - {*known.not_tried}
+    assert tested & {*known.paged} == tested & paged_families
+    assert tested & {*known.own} == tested - paged_families
     assert len(tested) > 20
 
 
-@pytest.mark.parametrize("family", PAGED)
+@pytest.mark.parametrize("family", [*PAGED, *SORTED_EXPERTS])
 def test_greedy_answers_are_the_models_own(family: str) -> None:
     model = random_model(family)
     engine = Engine(paged(model), cache_bytes=CACHE, prompt_tokens=20)
@@ -147,7 +148,7 @@ def test_given_answers_are_scored_with_the_models_own_log_probabilities(family: 
 
 
 @built
-@pytest.mark.parametrize("family", PAGED)
+@pytest.mark.parametrize("family", [*PAGED, *SORTED_EXPERTS])
 def test_an_answer_has_the_same_bits_alone_and_in_a_batch(family: str) -> None:
     model = paged(random_model(family))
     prompts = prompts_of(1, 50, 17, 16, 3, 31, 8)

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from tunesmith.errors import UserError
 from tunesmith.inference.pages import pages_for
 from tunesmith.models.prompts import plain_model
-from tunesmith.modules.served_experts import ServedExperts
+from tunesmith.modules.served_experts import ServedExperts, ServedSortedExperts
 from tunesmith.ops.paged_attention import PAGE
 
 CONCURRENT = 64
@@ -167,6 +167,8 @@ def _widths(model: PreTrainedModel) -> Iterator[int]:
             yield int(module.in_features + module.out_features)
         if isinstance(module, ServedExperts):  # one expert after another, and what each token's experts have computed
             yield from (sum(module.first.shape), experts * module.last.shape[0])
+        if isinstance(module, ServedSortedExperts):  # all of them at once
+            yield experts * sum(module.linears.shape)
         for parameter in module.parameters(recurse=False):
             if parameter.ndim == 3:  # (experts, in, out)
                 yield experts * (parameter.shape[1] + parameter.shape[2])

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.models.jetmoe.modeling_jetmoe import JetMoeParallelExperts
 
 from tunesmith.modules.fused import equal_within_rounding
 from tunesmith.modules.rowwise import RowwiseFunctions, row_by_row
@@ -120,6 +121,35 @@ class ServedExperts(nn.Module):
             return _own_activation(self.experts)(inner)
 
 
+class ServedSortedExperts(nn.Module):
+    """In place of JetMoE's `JetMoeParallelExperts`: a linear layer of each expert, for tokens sorted by expert.
+
+    Args:
+        experts: which it replaces; its `weight` is (experts, out, in).
+    """
+
+    def __init__(self, experts: Any) -> None:
+        super().__init__()
+        self.linears = ExpertLinears(tuple(pack(matrix) for matrix in experts.weight.detach()), None)
+
+    def forward(self, inputs: Tensor, expert_size: list[int]) -> Tensor:
+        """What each token's expert computes.
+
+        Args:
+            inputs: (rows, in), those of the first expert first.
+            expert_size: how many rows each expert has.
+
+        Returns:
+            (rows, out).
+        """
+        found = inputs.new_empty(len(inputs), self.linears.shape[0])
+        parts = zip(torch.split(inputs, expert_size), torch.split(found, expert_size), strict=True)
+        for expert, (own, result) in enumerate(parts):
+            if len(own):
+                result.copy_(self.linears.of(expert, own))
+        return found
+
+
 def _packed(experts: Any, name: str) -> ExpertLinears:
     matrices = getattr(experts, name).detach()
     weights = tuple(pack(matrix.T if experts.is_transposed else matrix) for matrix in matrices)
@@ -169,6 +199,10 @@ def serve_experts(model: PreTrainedModel) -> int:
     replaced = 0
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
+            if isinstance(child, JetMoeParallelExperts):
+                setattr(parent, name, ServedSortedExperts(child))
+                replaced += 1
+                continue
             served = _served(child) if expert_matrices(child) else None
             if served is not None:
                 served.drop_weights()
