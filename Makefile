@@ -15,6 +15,8 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# The many processes that tests start would otherwise compile every module again.
+unexport PYTHONDONTWRITEBYTECODE
 ROWS ?=
 MUTANTS ?= --count 300
 

@@ -228,6 +228,7 @@ def test_only_the_recipes_directory_and_installed_code_are_searched(recipe: Path
         tunesmith.Recipe.load(other)
 
 
+@pytest.mark.long
 def test_two_recipes_with_modules_of_the_same_name_keep_their_own_code(recipe: Path, tmp_path: Path) -> None:
     other = tmp_path / "second"
     other.mkdir()
@@ -259,6 +260,7 @@ def test_code_is_executed_once_though_another_recipe_has_a_module_of_that_name(r
     assert (other / "mylosses.py.log").read_text() == "x"
 
 
+@pytest.mark.long
 def test_a_helper_that_two_modules_share_is_copied_with_each(recipe: Path, tmp_path: Path) -> None:
     (recipe.parent / "mymethods.py").write_text("import halves\n" + METHOD)
     for number, override in enumerate(("method=lora", "method={kind: 'mymethods:Norms'}")):
@@ -410,6 +412,7 @@ def test_a_loss_that_fails_before_anything_is_trained_leaves_no_run(
     assert typed("train", str(recipe), "--run", "run").returncode == 0
 
 
+@pytest.mark.long
 def test_a_failure_in_a_file_that_the_named_one_imports_is_theirs_too(recipe: Path, tmp_path: Path) -> None:
     helper = recipe.parent / "halves.py"
     helper.write_text("class Half:\n    def __mul__(self, other):\n        return 1 / 0\nHALF = Half()\n")
@@ -420,6 +423,7 @@ def test_a_failure_in_a_file_that_the_named_one_imports_is_theirs_too(recipe: Pa
     assert [line.split(", ")[-1] for line in code if line.startswith("  File")] == ["in loss", "in __mul__"]
 
 
+@pytest.mark.long
 def test_a_failure_that_is_not_in_users_code_stays_what_it_is(recipe: Path, tmp_path: Path) -> None:
     def fail(event: dict[str, Any]) -> None:
         if event["event"] == "step":
@@ -462,6 +466,7 @@ def test_a_loss_that_fails_later_keeps_a_run_that_resumes_with_the_corrected_cod
     assert len(json.loads((run / "provenance.json").read_text())["corrected_extensions"]) == 2
 
 
+@pytest.mark.long
 def test_code_that_failed_in_a_loop_of_ones_own_may_be_corrected(recipe: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     (recipe.parent / "mylosses.py").write_text(FAILING)
@@ -486,6 +491,7 @@ def test_code_of_a_run_that_did_not_fail_may_not_change(recipe: Path, tmp_path: 
         tunesmith.resume(tmp_path / "run")
 
 
+@pytest.mark.long
 def test_a_resumed_run_is_kept_when_its_code_fails_at_once_and_may_be_corrected(recipe: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     (recipe.parent / "mylosses.py").write_text(FAILING)
@@ -498,6 +504,7 @@ def test_a_resumed_run_is_kept_when_its_code_fails_at_once_and_may_be_corrected(
     assert tunesmith.resume(run).finished
 
 
+@pytest.mark.long
 def test_a_later_stage_that_fails_at_once_is_started_again(recipe: Path, tmp_path: Path) -> None:
     (recipe.parent / "mylosses.py").write_text(FAILING)
     values = json.loads(recipe.read_text()) | {"stages": [{"name": "one"}, {"name": "two"}]}
