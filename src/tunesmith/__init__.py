@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from tunesmith.checks.driver import check_data
     from tunesmith.comparing.advise import advise
     from tunesmith.comparing.compare import compare
     from tunesmith.config.head import Head
@@ -73,6 +74,7 @@ _MODULES = {
     "answer": "tunesmith.evaluation.answering",
     "ask": "tunesmith.retrieval.ask",
     "chat": "tunesmith.inference.verbs",
+    "check_data": "tunesmith.checks.driver",
     "classify": "tunesmith.inference.verbs",
     "combine": "tunesmith.exporting.combine",
     "compare": "tunesmith.comparing.compare",
@@ -124,6 +126,7 @@ __all__ = [
     "answer",
     "ask",
     "chat",
+    "check_data",
     "classify",
     "combine",
     "compare",

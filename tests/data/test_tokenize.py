@@ -43,12 +43,12 @@ def test_several_processes_give_the_same_tokens_as_one(tiny_model, tmp_path, mon
     tokenizer = load_tokenizer(recipe.base)
     frozen = gc.get_freeze_count()
     started = []
-    workers = tokenize._workers
-    monkeypatch.setattr(tokenize, "_workers", lambda *args: started.append(args) or workers(*args))
-    monkeypatch.setattr(tokenize, "_cores", lambda: 1)
+    workers = tokenize.workers
+    monkeypatch.setattr(tokenize, "workers", lambda *args: started.append(args) or workers(*args))
+    monkeypatch.setattr(tokenize, "cores", lambda: 1)
     alone = prepare(recipe, tokenizer)
     assert not started
-    monkeypatch.setattr(tokenize, "_cores", lambda: 3)
+    monkeypatch.setattr(tokenize, "cores", lambda: 3)
     together = prepare(recipe, tokenizer)
     assert started
     assert multiprocessing.active_children() == []

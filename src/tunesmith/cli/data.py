@@ -1,4 +1,6 @@
-"""`tunesmith data show`: rows as the model reads them. `tunesmith data convert`: human feedback in another form."""
+"""`tunesmith data show`: rows as the model reads them. `tunesmith data convert`: human feedback in another form.
+
+Further verbs have files of their own."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -8,6 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.text import Text
 
+from tunesmith.cli.data_check import check
 from tunesmith.cli.quick import quick_imports
 from tunesmith.errors import UserError
 from tunesmith.report.colors import BAD, GOOD, WARNING
@@ -16,7 +19,8 @@ if TYPE_CHECKING:
     from tunesmith.config.recipe import Recipe
     from tunesmith.data.show import Shown
 
-data = typer.Typer(help="Look at the data, and convert human feedback.", no_args_is_help=True)
+data = typer.Typer(help="Look at the data, check it, and convert human feedback.", no_args_is_help=True)
+data.command()(check)
 
 TOKEN_COLORS = ("", "on grey30")
 LOSS_STYLE = f"bold {GOOD}"

@@ -77,7 +77,7 @@ def _read_all(files: Sequence[DataFile | hub.HubDataSet], paths: str) -> Iterato
     any_rows = False
     for each in files:
         rows = 0
-        for row in _read_file(each) if isinstance(each, DataFile) else _read_hub(each):
+        for row in read_one(each):
             rows += 1
             yield row
         any_rows |= rows > 0
@@ -87,6 +87,29 @@ def _read_all(files: Sequence[DataFile | hub.HubDataSet], paths: str) -> Iterato
             )
     if not any_rows:
         raise UserError(f"{paths}: none of the {len(files):,} files holds a row. Name files that do.")
+
+
+def read_one(file: DataFile | hub.HubDataSet) -> Iterator[Row | Malformed]:
+    """The rows of one file or hub data set, as `find` returns it.
+
+    Raises:
+        UserError: while reading: it is broken, or not of the type that its extension names.
+    """
+    return _read_file(file) if isinstance(file, DataFile) else _read_hub(file)
+
+
+def read_lines(file: DataFile, start: int, end: int, number: int) -> Iterator[Row | Malformed]:
+    """Some lines of an uncompressed file of JSON lines.
+
+    Args:
+        file: has such an extension.
+        start: the byte at which the first line begins.
+        end: the byte after the last one.
+        number: of the first line, from 1.
+    """
+    with _with_plain_errors(file), file.path.open("rb") as stream:
+        stream.seek(start + len(_BOM) if start == 0 and stream.read(3) == _BOM else start)
+        yield from _read_json_lines(stream, file.shown, number, end)
 
 
 def _read_hub(data_set: hub.HubDataSet) -> Iterator[Row]:
@@ -132,9 +155,11 @@ def _open(file: DataFile) -> IO[bytes]:
     return stream
 
 
-def _read_json_lines(stream: IO[bytes], name: str) -> Iterator[Row | Malformed]:
+def _read_json_lines(stream: IO[bytes], name: str, first: int = 1, end: int | None = None) -> Iterator[Row | Malformed]:
     position = stream.tell()
-    for number, line in enumerate(stream, 1):
+    for number, line in enumerate(stream, first):
+        if end is not None and position >= end:
+            return
         if line.strip():
             yield _parse_line(line, position, Source(name, number))
         position += len(line)

@@ -1,17 +1,8 @@
 """Examples to tokens, chunk by chunk and in order; many examples in worker processes."""
 
-import ctypes
-import os
-import signal
-import sys
-import warnings
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import chain, islice
-from multiprocessing import current_process, get_context
 from typing import Protocol
 
 from tunesmith.data.check import find_problem
@@ -20,6 +11,7 @@ from tunesmith.data.render import Renderer, Rendering, Tokenized, joined
 from tunesmith.data.split import is_held_out
 from tunesmith.data.template import UnusableError
 from tunesmith.data.tokens import Tokens, TokenTable
+from tunesmith.data.workers import cores, in_order, workers
 from tunesmith.garbage_collection import only_new_objects_collected
 
 ROWS = 512
@@ -27,12 +19,6 @@ ROWS = 512
 
 ROWS_ALONE = 2_048
 """Rows that this process tokenizes before it starts worker processes."""
-
-CHUNKS_AHEAD = 2
-"""Chunks queued per worker, beyond the one whose result is awaited."""
-
-DIE_WITH_PARENT = 1
-"""`PR_SET_PDEATHSIG` of prctl(2)."""
 
 
 class Renders(Protocol):
@@ -112,18 +98,12 @@ class Tokenizer:
         for _, chunk in zip(range(ROWS_ALONE // ROWS), chunks, strict=False):
             yield self.chunk(chunk)
         further = list(islice(chunks, 2))
-        cores = _cores() if len(further) > 1 else 1
-        if cores == 1:
+        count = cores() if len(further) > 1 else 1
+        if count == 1:
             yield from map(self.chunk, chain(further, chunks))
             return
-        with only_new_objects_collected(), _workers(self, cores) as pool:  # in the workers too
-            pending = deque(pool.submit(_tokenize_chunk, chunk) for chunk in further)
-            for chunk in chunks:
-                pending.append(pool.submit(_tokenize_chunk, chunk))
-                if len(pending) > cores * CHUNKS_AHEAD:
-                    yield pending.popleft().result()
-            while pending:
-                yield pending.popleft().result()
+        with only_new_objects_collected(), workers(count, _start_worker, self) as pool:  # in the workers too
+            yield from in_order(pool, count, _tokenize_chunk, chain(further, chunks))
 
 
 def _texts(rendering: Rendering) -> Sequence[Rendering]:
@@ -144,37 +124,13 @@ def _chunks(source: Iterator[Example]) -> Iterator[list[Example]]:
         yield chunk
 
 
-def _cores() -> int:
-    """Cores for forked workers; 1 if this process cannot fork, or forking is not safe."""
-    return len(os.sched_getaffinity(0)) if sys.platform == "linux" and not current_process().daemon else 1
-
-
-@contextmanager
-def _workers(tokenizer: Tokenizer, count: int) -> Iterator[ProcessPoolExecutor]:
-    """Worker processes that tokenize; they end with this process, however it ends."""
-    pool = ProcessPoolExecutor(count, get_context("fork"), _start_worker, (tokenizer, os.getpid()))
-    try:
-        with warnings.catch_warnings():
-            # Since Python 3.12, a fork beside threads warns of locks that they may hold. The workers use no such lock.
-            warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
-            yield pool
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
 _worker_tokenizer: Tokenizer
 """In a worker: the tokenizer, as it was when the worker was forked."""
 
 
-def _start_worker(tokenizer: Tokenizer, parent: int) -> None:
+def _start_worker(tokenizer: Tokenizer) -> None:
     global _worker_tokenizer
     _worker_tokenizer = tokenizer
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets it too, and ends its workers
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    ctypes.CDLL(None).prctl(DIE_WITH_PARENT, signal.SIGTERM)
-    if os.getppid() != parent:
-        os._exit(1)
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # its threads do not survive a fork
 
 
 def _tokenize_chunk(examples: Sequence[Example]) -> Chunk:

@@ -1,0 +1,165 @@
+"""Check data: read every row once on all cores, compare the rows, and keep what is found."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from tunesmith.cache_directory import cache_directory
+from tunesmith.checks import registry
+from tunesmith.checks.check import RowCheck
+from tunesmith.checks.fingerprints import is_unchanged
+from tunesmith.checks.inputs import Input, Task, inputs, tasks
+from tunesmith.checks.result import CheckResult, DataChecks, line_of, read_result, write_result
+from tunesmith.checks.scan import Part, Scanner, part_of, start
+from tunesmith.checks.table import Files, Table, Tables
+from tunesmith.checks.table_check import TableCheck
+from tunesmith.data.files import DataFile
+from tunesmith.data.workers import cores, in_order, workers
+from tunesmith.errors import UserError
+from tunesmith.run import Events, Subscriber
+
+ALONE = 1 << 21
+"""Bytes up to which files are checked without worker processes."""
+
+
+def check_data(
+    paths: str | Path | Sequence[str | Path],
+    *,
+    only: Sequence[str] = (),
+    skip: Sequence[str] = (),
+    against: Sequence[str | Path] = (),
+    subscribers: Iterable[Subscriber] = (),
+    cache: bool = True,
+) -> DataChecks:
+    """Check data files: what is wrong, and in which rows.
+
+    Args:
+        paths: files, directories, globs or hub data sets.
+        only: names of checks; empty for all.
+        skip: names of checks to leave out.
+        against: held-out files or benchmarks that the rows must not have anything in common with.
+        subscribers: receive `progress` events (what, done, total).
+        cache: whether what is known of the same content is used.
+
+    Returns:
+        What each check found. The marks are in the user's cache, and stay until it is emptied.
+
+    Raises:
+        UserError: a path does not exist, a file changes while it is read, or its rows are in no known format.
+    """
+    given = [paths] if isinstance(paths, str | Path) else list(paths)
+    names = registry.selected(only, skip)
+    files = inputs([str(path) for path in given], Path.cwd())
+    others = inputs([str(path) for path in against], Path.cwd()) if against else []
+    directory = cache_directory() / "data-checks" / _key(files, others, names)
+    if cache:
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            return read_result(directory)
+    else:
+        shutil.rmtree(directory, ignore_errors=True)
+    return _Run(directory, names, Events(*subscribers)).all(files, others)
+
+
+class _Run:
+    """One check of some files."""
+
+    def __init__(self, directory: Path, names: Sequence[str], events: Events) -> None:
+        self._directory = directory
+        self._checks = [registry.load(name) for name in names]
+        self._events = events
+
+    def all(self, files: Sequence[Input], others: Sequence[Input]) -> DataChecks:
+        """Read, compare, and write what is found."""
+        rows = self._scan(files, self._directory / "rows", "MB checked", self._checks)
+        compared = self._scan(others, self._directory / "others", "MB compared with", []) if others else None
+        results = tuple(self._results(Tables(rows, compared)))
+        summary = {
+            "formats": {each.name: each.layout.format for each in files},
+            "labels": dict(rows.labels.most_common()),
+        }
+        found = DataChecks(rows.rows, tuple(each.name for each in files), results, summary, self._directory)
+        write_result(found)
+        return found
+
+    def _scan(
+        self, files: Sequence[Input], directory: Path, what: str, checks: Sequence[RowCheck | TableCheck]
+    ) -> Table:
+        table = Table.open(directory)
+        row_checks = [check for check in checks if isinstance(check, RowCheck)]
+        scanner = Scanner(row_checks, any(check.name == "malformed" for check in row_checks))
+        done, total = 0, sum(each.print.size for each in files if each.print is not None)
+        with Files(directory) as out:
+            for part in _parts(scanner, _after(files, table.parts), total):
+                table.add(part, out)
+                done += part.size
+                self._events.emit("progress", what=what, done=min(done, total) >> 20, total=max(1, total >> 20))
+        for each in files:
+            _refuse_changed(each)
+        return table
+
+    def _results(self, tables: Tables) -> Iterator[CheckResult]:
+        for check in self._checks:
+            path = tables.rows.marks(check.name)
+            if isinstance(check, RowCheck):
+                count = tables.rows.counts[check.name]
+            elif check.when(tables):
+                count = _write(check, tables, path)
+            else:
+                continue
+            yield CheckResult(check.name, check.title, check.severity, check.advice, count, path)
+
+
+def _parts(scanner: Scanner, work: Iterator[Task], total: int) -> Iterator[Part]:
+    count = cores() if total > ALONE else 1
+    if count == 1:
+        yield from map(scanner.part, work)
+        return
+    with workers(count, start, scanner) as pool:
+        yield from in_order(pool, count, part_of, work)
+
+
+def _after(files: Sequence[Input], done: int) -> Iterator[Task]:
+    """The tasks that are left after some of them."""
+    for number, task in enumerate(task for each in files for task in tasks(each)):
+        if number >= done:
+            yield task
+
+
+def _write(check: TableCheck, tables: Tables, path: Path) -> int:
+    count = 0
+    with path.open("w", encoding="utf-8") as file:
+        for mark in check.find(tables):
+            file.write(line_of(mark))
+            count += 1
+    return count
+
+
+def _refuse_changed(each: Input) -> None:
+    if isinstance(each.file, DataFile) and each.print is not None:
+        with suppress(OSError):
+            if is_unchanged(each.file.path, each.print):
+                return
+        raise UserError(f"{each.name} changed while it was read. Check it again once nothing writes it.")
+
+
+def _key(files: Sequence[Input], others: Sequence[Input], names: Sequence[str]) -> str:
+    """What everything that is found depends on: contents, names, formats, checks and their code."""
+    parts: Any = [
+        [[each.name, each.key, each.layout.format, dict(each.layout.columns)] for each in side]
+        for side in (files, others)
+    ]
+    parts += [list(names), _code()]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode("utf-8", "surrogatepass")).hexdigest()[:32]
+
+
+def _code() -> str:
+    """SHA-256 of the source code of the checks and of what reads rows."""
+    digest = hashlib.sha256()
+    package = Path(__file__).parent.parent
+    for file in sorted([*(package / "checks").rglob("*.py"), *(package / "data").glob("*.py")]):
+        digest.update(file.name.encode() + file.read_bytes())
+    return digest.hexdigest()

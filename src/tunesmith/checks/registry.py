@@ -1,0 +1,46 @@
+"""The checks by name, in the order in which they are run and shown."""
+
+import difflib
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Any
+
+from tunesmith.checks.check import RowCheck
+from tunesmith.checks.table_check import TableCheck
+from tunesmith.errors import UserError
+
+CHECKS = {
+    "malformed": "tunesmith.checks.form:MALFORMED",
+    "empty": "tunesmith.checks.form:EMPTY",
+    "exact_duplicates": "tunesmith.checks.repetition:EXACT_DUPLICATES",
+}
+"""Where each check is: `module:NAME`, a `RowCheck` or a `TableCheck`. A new check is one file and one line here."""
+
+
+def selected(only: Sequence[str] = (), skip: Sequence[str] = ()) -> list[str]:
+    """The names of the checks to run.
+
+    Args:
+        only: these; empty for all.
+        skip: but not these.
+
+    Raises:
+        UserError: a name is not known, or nothing is left.
+    """
+    for name in (*only, *skip):
+        if name not in CHECKS:
+            near = difflib.get_close_matches(name, CHECKS, n=1, cutoff=0.5)
+            hint = f"Did you mean {near[0]}?" if near else f"Known: {', '.join(CHECKS)}."
+            raise UserError(f"{name} is not a check. {hint}")
+    left = [name for name in CHECKS if (not only or name in only) and name not in skip]
+    if not left:
+        raise UserError("No check is left. Skip fewer.")
+    return left
+
+
+def load(name: str) -> RowCheck | TableCheck:
+    """The check of that name, whose module is imported now."""
+    module, _, attribute = CHECKS[name].partition(":")
+    check: Any = getattr(import_module(module), attribute)
+    assert check.name == name
+    return check  # type: ignore[no-any-return]
