@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from tunesmith.config.recipe import Recipe
     from tunesmith.config.schema import recipe_schema
     from tunesmith.config.suggestion import init
+    from tunesmith.curation.balance import data_balance
+    from tunesmith.curation.diff import data_diff
+    from tunesmith.curation.sample import data_sample
+    from tunesmith.curation.split import data_split
     from tunesmith.data.example import Example
     from tunesmith.data.row_format import RowFormat
     from tunesmith.errors import UserError
@@ -78,6 +82,10 @@ _MODULES = {
     "classify": "tunesmith.inference.verbs",
     "combine": "tunesmith.exporting.combine",
     "compare": "tunesmith.comparing.compare",
+    "data_balance": "tunesmith.curation.balance",
+    "data_diff": "tunesmith.curation.diff",
+    "data_sample": "tunesmith.curation.sample",
+    "data_split": "tunesmith.curation.split",
     "embed": "tunesmith.inference.verbs",
     "embedded_base": "tunesmith.models.bases",
     "evaluate": "tunesmith.evaluation.compare",
@@ -130,6 +138,10 @@ __all__ = [
     "classify",
     "combine",
     "compare",
+    "data_balance",
+    "data_diff",
+    "data_sample",
+    "data_split",
     "embed",
     "embedded_base",
     "evaluate",

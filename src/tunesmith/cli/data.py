@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.text import Text
 
+from tunesmith.cli.data_acts import balance, diff, sample, split
 from tunesmith.cli.data_check import check
 from tunesmith.cli.quick import quick_imports
 from tunesmith.errors import UserError
@@ -19,8 +20,9 @@ if TYPE_CHECKING:
     from tunesmith.config.recipe import Recipe
     from tunesmith.data.show import Shown
 
-data = typer.Typer(help="Look at the data, check it, and convert human feedback.", no_args_is_help=True)
-data.command()(check)
+data = typer.Typer(help="Look at the data, check it, change it, and convert human feedback.", no_args_is_help=True)
+for command in (check, split, balance, sample, diff):
+    data.command()(command)
 
 TOKEN_COLORS = ("", "on grey30")
 LOSS_STYLE = f"bold {GOOD}"

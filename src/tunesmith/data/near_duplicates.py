@@ -50,11 +50,11 @@ def near_duplicates(texts: Sequence[str], others: Sequence[str], least: float = 
     sets, other_sets = [shingles(text) for text in texts], [shingles(text) for text in others]
     candidates: defaultdict[tuple[int, bytes], list[int]] = defaultdict(list)
     for index, elements in enumerate(other_sets):
-        for key in _bands(elements):
+        for key in bands(elements):
             candidates[key].append(index)
     found = []
     for index, elements in enumerate(sets):
-        near = {other for key in _bands(elements) for other in candidates.get(key, ())}
+        near = {other for key in bands(elements) for other in candidates.get(key, ())}
         best = max(((jaccard(elements, other_sets[other]), -other) for other in near), default=(0.0, 0))
         if best[0] >= least:
             found.append(NearDuplicate(index, -best[1], best[0]))
@@ -81,8 +81,15 @@ def jaccard(first: frozenset[int], second: frozenset[int]) -> float:
     return shared / (len(first) + len(second) - shared)
 
 
-def _bands(elements: frozenset[int]) -> Iterator[tuple[int, bytes]]:
-    """What texts with the same minimal hashes in a band have in common."""
+def bands(elements: frozenset[int]) -> Iterator[tuple[int, bytes]]:
+    """What texts with the same minimal hashes in a band have in common.
+
+    Args:
+        elements: of a text, from `shingles`.
+
+    Yields:
+        Each band's number and minimal hashes.
+    """
     values = np.fromiter(elements, np.uint64, len(elements))[:, None]
     mixed = values * _FIRST + _SECOND  # modulo 2⁶⁴, as all of these
     hashed = (mixed ^ (mixed >> np.uint64(32))) * _FIRST

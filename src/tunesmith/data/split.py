@@ -24,10 +24,10 @@ def is_held_out(example: Example, share: float | frozenset[bytes]) -> bool:
         share: the held-out share of all distinct keys, in [0, 1]; or the held-out keys themselves.
     """
     if isinstance(share, frozenset):
-        return _key(example) in share
+        return content_key(example) in share
     if not 0 < share < 1:
         return share >= 1
-    return int.from_bytes(_key(example)[:8], "big") / 2**64 < share
+    return int.from_bytes(content_key(example)[:8], "big") / 2**64 < share
 
 
 def fold(examples: Iterable[Example], number: int, folds: int) -> frozenset[bytes]:
@@ -41,7 +41,7 @@ def fold(examples: Iterable[Example], number: int, folds: int) -> frozenset[byte
     """
     keys: dict[bytes, Any] = {}
     for example in examples:
-        keys.setdefault(_key(example), None if isinstance(example.label, float) else example.label)
+        keys.setdefault(content_key(example), None if isinstance(example.label, float) else example.label)
     by_label: defaultdict[Any, list[bytes]] = defaultdict(list)
     for key in sorted(keys):
         by_label[keys[key]].append(key)
@@ -49,8 +49,12 @@ def fold(examples: Iterable[Example], number: int, folds: int) -> frozenset[byte
     return frozenset(in_order[number - 1 :: folds])
 
 
-def _key(example: Example) -> bytes:
-    """SHA-256 of the content that decides the side."""
+def content_key(example: Example) -> bytes:
+    """SHA-256 of the content that decides the side: rows with the same one are not separated.
+
+    Args:
+        example: its source is ignored.
+    """
     if example.messages is None:
         key: Any = example.text
     elif not example.messages:

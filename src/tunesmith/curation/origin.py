@@ -1,0 +1,64 @@
+"""Where a file's rows come from: the act, its settings, and the hashes of what it read and wrote (`F.origin.json`)."""
+
+import json
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from tunesmith.file_hash import file_sha256
+from tunesmith.run import atomic_write, jsonable, refuse_existing, writing
+
+SUFFIX = ".origin.json"
+
+
+def origin_path(output: Path) -> Path:
+    """The file beside an output.
+
+    Args:
+        output: that an act writes.
+    """
+    return output.with_name(output.name + SUFFIX)
+
+
+def refuse_outputs(*outputs: Path) -> None:
+    """Refuse an output that is there, or whose directory is not.
+
+    Raises:
+        UserError: there is one.
+    """
+    for output in outputs:
+        refuse_existing(output)
+        with writing(output):
+            output.parent.mkdir(parents=True, exist_ok=True)
+
+
+def write_origin(
+    path: Path,
+    act: str,
+    inputs: Mapping[str, str],
+    settings: Mapping[str, Any],
+    outputs: Mapping[Path, int],
+    counts: Mapping[str, Any],
+) -> None:
+    """Write what made an output. It has no time of day: the same act on the same rows writes the same file.
+
+    Args:
+        path: of this file.
+        act: `split`.
+        inputs: the SHA-256 of each file, by name.
+        settings: of the act, with its seed.
+        outputs: the rows of each file.
+        counts: what was done.
+    """
+    content = {
+        "act": act,
+        "tunesmith": version("tunesmith"),
+        "inputs": dict(inputs),
+        "settings": dict(settings),
+        "outputs": {file.name: {"rows": rows, "sha256": file_sha256(file)} for file, rows in outputs.items()},
+        "counts": dict(counts),
+    }
+    with writing(path), atomic_write(path) as file:
+        json.dump(jsonable(content), file, indent=2, ensure_ascii=False)
+        file.write("\n")

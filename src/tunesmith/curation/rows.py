@@ -1,0 +1,254 @@
+"""The rows that an act reads, as often as it needs to, each with the line that it is written as."""
+
+import datetime
+import decimal
+import difflib
+import gzip
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+from typing import IO, Any, cast
+
+from tunesmith.checks.record import Record, record_of
+from tunesmith.config.data import Data
+from tunesmith.data.example import Example, Malformed, Source
+from tunesmith.data.files import DataFile, find
+from tunesmith.data.format_detection import chosen_format, format_of_rows
+from tunesmith.data.read import Row, fingerprint, read
+from tunesmith.data.row_formats import to_example
+from tunesmith.errors import UserError
+from tunesmith.run import Events, Subscriber
+
+DETECT_ROWS = 100
+"""Rows from which the row format is detected."""
+
+BOM = b"\xef\xbb\xbf"
+LINES = (".jsonl", ".ndjson")
+"""Extensions of files whose rows are written as they were."""
+
+Paths = str | Path | Sequence[str | Path]
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """A row as an act sees it.
+
+    Attributes:
+        index: among all rows of all files, from 0.
+        row: as read.
+        example: the row as an example.
+        line: the row as a line of JSON: the bytes that it had in a file of JSON lines; else its columns as JSON. Empty
+            for a malformed row of another file.
+    """
+
+    index: int
+    row: Row | Malformed
+    example: Example | Malformed
+    line: bytes
+
+    @property
+    def source(self) -> Source:
+        """The file and row."""
+        return self.row.source
+
+    @property
+    def record(self) -> Record | None:
+        """What checks see of it; None if it is malformed."""
+        return None if isinstance(self.example, Malformed) else record_of(self.example)
+
+    def column(self, name: str) -> Any:
+        """The value in a column.
+
+        Args:
+            name: of the column.
+
+        Raises:
+            UserError: the row has no such column.
+        """
+        values = self.row.values if isinstance(self.row, Row) and isinstance(self.row.values, dict) else {}
+        if name not in values:
+            near = difflib.get_close_matches(name, map(str, values), n=1, cutoff=0.5)
+            hint = f" Did you mean {near[0]}?" if near else ""
+            raise UserError(
+                f"{self.source} has no column {name!r}; it has {', '.join(map(str, values)) or 'none'}.{hint}"
+            )
+        return values[name]
+
+
+class Rows:
+    """The rows of files, read anew at each iteration.
+
+    Args:
+        paths: files, directories and globs, as `data.train` takes them; or one recipe, whose `data.train` is read with
+            its format and columns.
+        subscribers: receive `progress` events, in megabytes.
+
+    Raises:
+        UserError: a path does not exist or cannot be data, or the rows have no known format.
+    """
+
+    def __init__(self, paths: Paths, subscribers: Sequence[Subscriber] = ()) -> None:
+        given = [str(path) for path in ([paths] if isinstance(paths, str | Path) else paths)]
+        if not given:
+            raise UserError("There is nothing to read. Name a file, or a recipe.")
+        self.data, self._formats = _data_of(given)
+        self._events = Events(*subscribers)
+        self._files = {each.shown: each for each in find(self.data.train, Path.cwd()) if isinstance(each, DataFile)}
+        self._marks = self._stamps()
+
+    @property
+    def paths(self) -> list[str]:
+        """As they are read."""
+        return self.data.train
+
+    @cached_property
+    def fingerprints(self) -> dict[str, str]:
+        """The SHA-256 of each file, by its name."""
+        return fingerprint(self.paths, Path.cwd())
+
+    @cached_property
+    def format(self) -> str:
+        """The row format: the recipe's, or detected from the first rows."""
+        first = [row for row in islice(read(self.paths, Path.cwd()), DETECT_ROWS) if isinstance(row, Row)]
+        if self._formats is None:
+            return format_of_rows(first)
+        return chosen_format(first, self.data.format, self._formats, self.data.columns)
+
+    def items(self, what: str = "reading") -> Iterator[Item]:
+        """All rows, in order.
+
+        Args:
+            what: is done with them, for the progress.
+
+        Raises:
+            UserError: a file cannot be read, or has changed since it was first read.
+        """
+        format, columns = self.format, self.data.columns
+        lines, progress = _Lines(self._files), _Progress(self._events, what, self.bytes)
+        try:
+            for index, row in enumerate(read(self.paths, Path.cwd())):
+                line = lines.of(row)
+                progress.add(len(line))
+                yield Item(index, row, row if isinstance(row, Malformed) else to_example(row, format, columns), line)
+        finally:
+            lines.close()
+        progress.end()
+        self.refuse_changed()
+
+    @property
+    def bytes(self) -> int:
+        """The size of all files."""
+        return sum(size for size, _ in self._marks.values())
+
+    def refuse_changed(self) -> None:
+        """Raises:
+        UserError: a file has changed since it was first read.
+        """
+        for name, mark in self._stamps().items():
+            if mark != self._marks[name]:
+                raise UserError(f"{name} has changed while it was read. Try again when nothing writes it.")
+
+    def _stamps(self) -> dict[str, tuple[int, int]]:
+        """Size and time of change of each file."""
+        found = {}
+        for file in self._files.values():
+            try:
+                status = file.path.stat()
+            except OSError as error:
+                raise UserError(f"{file.shown} cannot be read: {error.strerror}.") from None
+            found[file.shown] = (status.st_size, status.st_mtime_ns)
+        return found
+
+
+class _Lines:
+    """Lines of files of JSON lines, read beside their rows."""
+
+    def __init__(self, files: dict[str, DataFile]) -> None:
+        self._files, self._current = files, ""
+        self._stream: IO[bytes] | None = None
+        self._number = 0
+
+    def of(self, row: Row | Malformed) -> bytes:
+        """The line of a row; rows come in order."""
+        if row.source.file != self._current:
+            self._open(row.source.file)
+        if self._stream is None:
+            return b"" if isinstance(row, Malformed) else line_of(row)
+        line = b""
+        while self._number < row.source.row:
+            line = self._stream.readline()
+            self._number += 1
+        line = line.removeprefix(BOM) if self._number == 1 else line
+        return line if line.endswith(b"\n") else line + b"\n"
+
+    def _open(self, name: str) -> None:
+        self.close()
+        self._current, self._number = name, 0
+        file = self._files.get(name)
+        if file is not None and file.extension in LINES and file.path.suffix.lower() in (*LINES, ".gz"):
+            self._stream = cast(IO[bytes], gzip.GzipFile(file.path)) if file.is_gzip else file.path.open("rb")
+
+    def close(self) -> None:
+        if self._stream is not None:
+            self._stream.close()
+            self._stream = None
+
+
+class _Progress:
+    """Emits a `progress` event for each megabyte."""
+
+    def __init__(self, events: Events, what: str, total: int) -> None:
+        self._events, self._what, self._total = events, what, total >> 20
+        self._bytes = 0
+
+    def add(self, size: int) -> None:
+        before, self._bytes = self._bytes >> 20, self._bytes + size
+        if self._bytes >> 20 != before and self._bytes >> 20 < self._total:
+            self._events.emit("progress", what=f"{self._what} (MB)", done=self._bytes >> 20, total=self._total)
+
+    def end(self) -> None:
+        self._events.emit("progress", what=f"{self._what} (MB)", done=self._total, total=self._total)
+
+
+def line_of(row: Row) -> bytes:
+    """A row as a line of JSON.
+
+    Args:
+        row: as read.
+
+    Raises:
+        UserError: a column holds bytes.
+    """
+    values = {"text": row.values} if isinstance(row.values, str) else row.values
+    return (json.dumps(_plain(values, row.source), ensure_ascii=False) + "\n").encode("utf-8", "surrogatepass")
+
+
+def _plain(value: Any, source: Source) -> Any:
+    """JSON has no dates, which become texts (ISO 8601), and no NaN, which becomes null."""
+    if isinstance(value, dict):
+        return {str(key): _plain(inner, source) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner, source) for inner in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, datetime.date | datetime.time):
+        return value.isoformat()
+    if isinstance(value, decimal.Decimal | datetime.timedelta):
+        return str(value)
+    if isinstance(value, bytes):
+        raise UserError(f"{source} holds bytes, which JSON lines cannot hold. Remove the column.")
+    return value
+
+
+def _data_of(paths: Sequence[str]) -> tuple[Data, Sequence[str] | None]:
+    """How the paths are read, and the formats that the recipe's objective accepts, if there is a recipe."""
+    if len(paths) > 1 or Path(paths[0]).suffix not in (".yaml", ".yml"):
+        return Data(train=list(paths)), None
+    from tunesmith.config.recipe import Recipe
+
+    recipe = Recipe.load(Path(paths[0]))
+    return recipe.data, recipe.objective.formats

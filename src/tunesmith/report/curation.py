@@ -1,0 +1,169 @@
+"""What the acts on data did, in the terminal."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from rich.box import SIMPLE_HEAD
+from rich.console import RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from tunesmith.report.colors import WARNING
+
+if TYPE_CHECKING:
+    from tunesmith.curation.balance import Balance
+    from tunesmith.curation.diff import Difference
+    from tunesmith.curation.sample import Sample
+    from tunesmith.curation.split import Split
+    from tunesmith.data.report import Reason
+
+SHOWN = 20
+"""Rows of a table; what is left out is counted."""
+
+ROWS = 5
+"""Rows of the data that are named for each kind."""
+
+
+def counts_table(first: str, columns: Mapping[str, Mapping[str, int]]) -> Table:
+    """Counts of the same things side by side.
+
+    Args:
+        first: what the things are.
+        columns: counts by thing, by column.
+    """
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column(first, overflow="fold")
+    for name in columns:
+        table.add_column(name, justify="right")
+    things = list(dict.fromkeys(thing for counts in columns.values() for thing in counts))
+    for thing in things[:SHOWN]:
+        table.add_row(Text(thing), *(f"{counts.get(thing, 0):,}" for counts in columns.values()))
+    if len(things) > SHOWN:
+        rest = things[SHOWN:]
+        sums = (f"{sum(counts.get(thing, 0) for thing in rest):,}" for counts in columns.values())
+        table.add_row(f"{len(rest):,} more", *sums, style="dim")
+    return table
+
+
+def malformed_lines(reasons: Sequence["Reason"]) -> list[RenderableType]:
+    """Rows that could not be read.
+
+    Args:
+        reasons: from an act.
+    """
+    return [Text(f"left out, malformed: {reason}", style=WARNING) for reason in reasons]
+
+
+def split_parts(split: "Split") -> list[RenderableType]:
+    """What `data_split` wrote.
+
+    Args:
+        split: its result.
+    """
+    total = sum(split.rows.values())
+    parts: list[RenderableType] = [
+        Text(f"{split.files[side]}  {rows:,} rows ({rows / max(1, total):.1%})") for side, rows in split.rows.items()
+    ]
+    if split.classes:
+        parts.append(counts_table("class", {side: _of(split.classes, side) for side in split.rows}))
+    if split.together:
+        parts.append(
+            Text(
+                f"{split.together:,} rows were kept together with others (the same input, the same group, or nearly "
+                f"the same text), up to {split.largest:,} in one unit."
+            )
+        )
+    return parts + malformed_lines(split.malformed)
+
+
+def _of(classes: Mapping[str, Mapping[str, int]], side: str) -> dict[str, int]:
+    ordered = sorted(classes.items(), key=lambda entry: -sum(entry[1].values()))
+    return {name: counts.get(side, 0) for name, counts in ordered}
+
+
+def balance_parts(balance: "Balance") -> list[RenderableType]:
+    """What `data_balance` wrote.
+
+    Args:
+        balance: its result.
+    """
+    columns = {"before": balance.before, "after": balance.after, "of them different": balance.different}
+    short = sum(rows < balance.target for rows in balance.after.values())
+    parts: list[RenderableType] = [
+        Text(f"Wrote {balance.file}: {balance.rows:,} rows of {len(balance.before):,} classes."),
+        counts_table("class", columns),
+    ]
+    if short:
+        parts.append(
+            Text(
+                f"{short:,} classes have fewer than {balance.target:,} rows: no row is written more often than "
+                "--most-copies allows.",
+                style=WARNING,
+            )
+        )
+    return parts + malformed_lines(balance.malformed)
+
+
+def sample_parts(sample: "Sample") -> list[RenderableType]:
+    """What `data_sample` wrote.
+
+    Args:
+        sample: its result.
+    """
+    parts: list[RenderableType] = [Text(f"Wrote {sample.file}: {sample.rows:,} of {sample.read:,} rows.")]
+    if sample.classes:
+        parts.append(counts_table("class", {"rows": sample.classes}))
+    return parts + malformed_lines(sample.malformed)
+
+
+def diff_parts(difference: "Difference") -> list[RenderableType]:
+    """What `data_diff` found.
+
+    Args:
+        difference: its result.
+    """
+    added, removed, changed = (len(each) for each in (difference.added, difference.removed, difference.changed))
+    parts: list[RenderableType] = [
+        Text(
+            f"{difference.rows[0]:,} rows in A, {difference.rows[1]:,} in B: {difference.unchanged:,} unchanged, "
+            f"{changed:,} changed, {removed:,} removed, {added:,} added."
+        )
+    ]
+    for change in difference.changed[:ROWS]:
+        near = "" if change.similarity is None else f", prompts {change.similarity:.0%} alike"
+        parts.append(Text(f"  changed  {change.a} → {change.b}: {', '.join(change.columns) or 'order'}{near}"))
+    for name, sources in (("removed", difference.removed), ("added", difference.added)):
+        parts += [Text(f"  {name:<8} {source}") for source in sources[:ROWS]]
+    shown = sum(min(ROWS, count) for count in (added, removed, changed))
+    if shown < added + removed + changed:
+        parts.append(Text(f"  {added + removed + changed - shown:,} more", style="dim"))
+    parts += _shifts(difference)
+    if any(difference.malformed):
+        a, b = difference.malformed
+        parts.append(Text(f"malformed, compared with nothing: {a:,} in A, {b:,} in B", style=WARNING))
+    if difference.file is not None:
+        parts.append(Text(f"Wrote {difference.file}: the rows that differ."))
+    return parts
+
+
+def _shifts(difference: "Difference") -> list[RenderableType]:
+    """Of labels and lengths."""
+    parts: list[RenderableType] = []
+    shifted = {name: counts for name, counts in difference.labels.items() if counts[0] != counts[1]}
+    if shifted:
+        ordered = sorted(shifted, key=lambda name: -abs(shifted[name][1] - shifted[name][0]))
+        columns = {side: {name: shifted[name][at] for name in ordered} for at, side in enumerate("AB")}
+        parts.append(counts_table("label", columns))
+    if difference.relabeled:
+        named = {f"{one} → {other}": rows for (one, other), rows in difference.relabeled.items()}
+        parts.append(counts_table("relabeled", {"rows": named}))
+    lengths = {part: both for part, both in difference.lengths.items() if both[0] != both[1] and all(both)}
+    if lengths:
+        table = Table(box=SIMPLE_HEAD, pad_edge=False)
+        for title in ("characters", "10 %", "median", "90 %", "longest"):
+            table.add_column(title, justify="right" if table.columns else "left")
+        for part, both in lengths.items():
+            for side, quantiles in zip("AB", both, strict=True):
+                table.add_row(f"{part}, {side}", *(f"{value:,}" for value in quantiles))
+        parts.append(table)
+    return parts

@@ -1,0 +1,104 @@
+"""Every option of `tunesmith data split`, `balance`, `sample` and `diff` does what its help says."""
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from command import typed
+from curated import read, sentence, write
+from settings_coverage import shows
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    rows = [{"text": sentence(n), "label": "a" if n < 40 else "b", "day": n, "who": n // 4} for n in range(60)]
+    write(tmp_path / "rows.jsonl", rows)
+    return tmp_path
+
+
+def data(*arguments: Any, code: int = 0) -> str:
+    done = typed("data", *map(str, arguments))
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stdout if code == 0 else done.stderr
+
+
+def days(file: str) -> list[int]:
+    return [row["day"] for row in read(Path(file))]
+
+
+@shows("tunesmith data split sources", "tunesmith data split --output", "tunesmith data split --held-out",
+       "tunesmith data split --test", "tunesmith data split --seed")  # fmt: skip
+def test_split_writes_the_shares_that_are_asked_for(here: Path) -> None:
+    out = data("split", "rows.jsonl", "--output", "a", "--held-out", 0.3, "--test", 0.3)
+    counts = {name: len(days(f"a/{name}.jsonl")) for name in ("train", "held_out", "test")}
+    assert sum(counts.values()) == 60
+    assert all(8 <= counts[name] <= 30 for name in ("held_out", "test"))
+    assert f"a/held_out.jsonl  {counts['held_out']} rows ({counts['held_out'] / 60:.1%})" in out
+    data("split", "rows.jsonl", "--output", "b", "--held-out", 0.3, "--test", 0.3, "--seed", 1)
+    assert days("a/test.jsonl") != days("b/test.jsonl")
+    (here / "recipe.yaml").write_text("data: {train: rows.jsonl, format: text}\nobjective: {kind: text}\n")
+    data("split", "recipe.yaml", "--output", "c", "--held-out", 0.3, "--test", 0.3)
+    assert days("c/test.jsonl") == days("a/test.jsonl")
+    assert "a already exists. Choose another path." in data("split", "rows.jsonl", "--output", "a", code=2)
+
+
+@shows("tunesmith data split --stratify", "tunesmith data split --group", "tunesmith data split --time",
+       "tunesmith data split --near-duplicates")  # fmt: skip
+def test_split_by_class_group_time_and_likeness(here: Path) -> None:
+    out = data("split", "rows.jsonl", "--output", "a", "--stratify", "label")
+    assert Counter(row["label"] for row in read(Path("a/held_out.jsonl"))) == {"a": 4, "b": 2}
+    assert "a          36          4" in out
+    data("split", "rows.jsonl", "--output", "b", "--group", "who", "--held-out", 0.3)
+    assert set(Counter(day // 4 for day in days("b/held_out.jsonl")).values()) == {4}
+    data("split", "rows.jsonl", "--output", "c", "--time", "day")
+    assert days("c/held_out.jsonl") == [54, 55, 56, 57, 58, 59]
+    alike = [{"text": f"{sentence(n // 2, 40)} {'now' * (n % 2)}", "label": "a", "day": n} for n in range(60)]
+    write(here / "alike.jsonl", alike)
+    for option, separated in (("--near-duplicates", False), ("--no-near-duplicates", True)):
+        data("split", "alike.jsonl", "--output", option.strip("-"), "--held-out", 0.5, option)
+        halves = Counter(day // 2 for day in days(f"{option.strip('-')}/train.jsonl"))
+        assert (1 in halves.values()) == separated
+
+
+@shows("tunesmith data balance sources", "tunesmith data balance --output", "tunesmith data balance --by",
+       "tunesmith data balance --to", "tunesmith data balance --most-copies",
+       "tunesmith data balance --seed")  # fmt: skip
+def test_balance_writes_as_many_rows_of_each_class(here: Path) -> None:
+    out = data("balance", "rows.jsonl", "--output", "a.jsonl", "--to", "largest")
+    assert Counter(row["label"] for row in read(Path("a.jsonl"))) == {"a": 40, "b": 40}
+    assert "b           20      40                  20" in out
+    out = data("balance", "rows.jsonl", "--output", "b.jsonl", "--by", "who", "--to", 9, "--most-copies", 2)
+    assert set(Counter(day // 4 for day in days("b.jsonl")).values()) == {8}
+    assert "15 classes have fewer than 9 rows" in out
+    data("balance", "rows.jsonl", "--output", "c.jsonl", "--to", 3)
+    data("balance", "rows.jsonl", "--output", "d.jsonl", "--to", 3, "--seed", 1)
+    assert days("c.jsonl") != days("d.jsonl")
+
+
+@shows("tunesmith data sample rows", "tunesmith data sample sources", "tunesmith data sample --output",
+       "tunesmith data sample --stratify", "tunesmith data sample --seed")  # fmt: skip
+def test_sample_draws_rows(here: Path) -> None:
+    assert "Wrote a.jsonl: 6 of 60 rows." in data("sample", 6, "rows.jsonl", "--output", "a.jsonl")
+    data("sample", 6, "rows.jsonl", "--output", "b.jsonl", "--seed", 1)
+    assert len(set(days("a.jsonl"))) == 6
+    assert days("a.jsonl") != days("b.jsonl")
+    data("sample", 6, "rows.jsonl", "--output", "c.jsonl", "--stratify", "label")
+    assert Counter(row["label"] for row in read(Path("c.jsonl"))) == {"a": 4, "b": 2}
+
+
+@shows("tunesmith data diff a", "tunesmith data diff b", "tunesmith data diff --key", "tunesmith data diff --output",
+       "tunesmith data diff --json")  # fmt: skip
+def test_diff_compares_two_files(here: Path) -> None:
+    rows = read(here / "rows.jsonl")
+    rows[3]["text"] = "Nothing alike."
+    write(here / "new.jsonl", [*rows[1:], {"text": "New.", "label": "c", "day": 99}])
+    out = data("diff", "rows.jsonl", "new.jsonl", "--output", "diff.jsonl")
+    assert "60 rows in A, 60 in B: 58 unchanged, 0 changed, 2 removed, 2 added." in out
+    assert Counter(line["change"] for line in read(Path("diff.jsonl"))) == {"removed": 2, "added": 2}
+    found = json.loads(data("diff", "rows.jsonl", "new.jsonl", "--key", "day", "--json"))
+    assert [(each["a"]["row"], each["b"]["row"], each["columns"]) for each in found["changed"]] == [(4, 3, ["text"])]
+    assert found["labels"] == {"a": [40, 39], "b": [20, 20], "c": [0, 1]}
+    assert "is compared with itself" in data("diff", "new.jsonl", "new.jsonl", code=2)
