@@ -1,5 +1,6 @@
 """What a check sees of a row, whatever its format."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +31,11 @@ class Record:
     def texts(self) -> tuple[str, ...]:
         """All texts that are not empty."""
         return tuple(text for text in (self.prompt, self.answer, *self.others) if text)
+
+    def places(self) -> Iterator[tuple[str, str]]:
+        """The texts that are not empty, each with its name in a sentence."""
+        named = [("the prompt", self.prompt), ("the answer" if self.prompt else "the text", self.answer)]
+        return ((name, text) for name, text in [*named, *(("another answer", other) for other in self.others)] if text)
 
 
 def record_of(example: Example) -> Record:
