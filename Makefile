@@ -24,7 +24,7 @@ MUTANTS ?= --count 300
 
 setup: $(READY)
 
-$(READY): pyproject.toml constraints.txt hatch_build.py $(wildcard src/tunesmith/ops/native/*.[ch]) $(wildcard src/tunesmith/engine/*arena*.[cp]*)
+$(READY): pyproject.toml constraints.txt hatch_build.py $(wildcard src/tunesmith/*/native/*.[ch]) $(wildcard src/tunesmith/engine/*arena*.[cp]*)
 	@test -n "$(PYTHON)" || { echo "Tunesmith needs Python 3.11 or newer, but PATH has none. Try: make PYTHON=/path/to/python3.12"; exit 2; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade --constraint constraints.txt pip

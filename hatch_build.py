@@ -1,5 +1,5 @@
-"""Compiles on Linux what needs a compiler: tunesmith/ops/native, and the arena if PyTorch is installed already. Without
-a compiler, the package is pure Python."""
+"""Compiles on Linux what needs a compiler: the kernels of tunesmith/ops and of tunesmith/checks, and the arena if
+PyTorch is installed already. Without a compiler, the package is pure Python."""
 
 import os
 import platform
@@ -15,33 +15,29 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 FLAGS = "-O3 -std=gnu11 -fno-math-errno -fno-trapping-math -fno-thread-jumps -fPIC -fopenmp"
 """The OpenMP library is not linked: tunesmith.ops.native loads the one that PyTorch uses."""
 
+LIBRARIES = ("ops/native", "checks/native")
+"""Directories under src/tunesmith, each with a kernels.c."""
+
 
 class Native(BuildHookInterface):  # type: ignore[type-arg]
-    """Builds kernels.so beside its sources, and includes it in the wheel."""
+    """Builds each kernels.so beside its sources, and includes it in the wheel."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
-        directory = Path(self.root) / "src" / "tunesmith" / "ops" / "native"
-        library = directory / "kernels.so"
-        library.unlink(missing_ok=True)
+        directories = [Path(self.root) / "src" / "tunesmith" / name for name in LIBRARIES]
+        for directory in directories:
+            (directory / "kernels.so").unlink(missing_ok=True)
         compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")
         if sys.platform != "linux" or not compiler:
             return
-        wide = ["-mprefer-vector-width=512"] if platform.machine() == "x86_64" else []
-        new = library.with_suffix(".new")
-        object_file = library.with_suffix(".o")
-        sources = [*shlex.split(compiler), *shlex.split(FLAGS), *wide, "-c", str(directory / "kernels.c")]
         try:
-            subprocess.run([*sources, "-o", str(object_file)], check=True, capture_output=True, text=True)
-            subprocess.run([*shlex.split(compiler), "-shared", str(object_file), "-lm", "-o", str(new)], check=True)
-            new.rename(library)
+            for directory in directories:
+                _compile(compiler, directory)
         except (OSError, subprocess.CalledProcessError) as error:
             details = getattr(error, "stderr", "") or error
             self.app.display_warning(
-                f"The native kernels were not built; PyTorch's kernels are used instead. {details}"
+                f"The native kernels were not built; PyTorch's and NumPy's are used instead. {details}"
             )
             return
-        finally:
-            object_file.unlink(missing_ok=True)
         if version == "standard":  # an editable install finds it in the source directory
             build_data["pure_python"] = False
             build_data["tag"] = f"py3-none-linux_{platform.machine()}"
@@ -58,3 +54,17 @@ class Native(BuildHookInterface):  # type: ignore[type-arg]
         command = [sys.executable, "-P", str(script)]
         if subprocess.run(command, env=visible, capture_output=True, check=False).returncode:
             self.app.display_info("The arena was not built; the first run builds it, if there is a C++ compiler.")
+
+
+def _compile(compiler: str, directory: Path) -> None:
+    """Write the directory's kernels.so, complete or not at all."""
+    library = directory / "kernels.so"
+    new, object_file = library.with_suffix(".new"), library.with_suffix(".o")
+    wide = ["-mprefer-vector-width=512"] if platform.machine() == "x86_64" else []
+    sources = [*shlex.split(compiler), *shlex.split(FLAGS), *wide, "-c", str(directory / "kernels.c")]
+    try:
+        subprocess.run([*sources, "-o", str(object_file)], check=True, capture_output=True, text=True)
+        subprocess.run([*shlex.split(compiler), "-shared", str(object_file), "-lm", "-o", str(new)], check=True)
+        new.rename(library)
+    finally:
+        object_file.unlink(missing_ok=True)

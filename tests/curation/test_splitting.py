@@ -13,9 +13,11 @@ from curated import read, sentence, write
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tunesmith.checks.near_runs import jaccard
+from tunesmith.checks.shingles import shingled
+from tunesmith.checks.sketch import normalized
 from tunesmith.curation.split import Split, data_split
 from tunesmith.curation.units import NearGroups, units
-from tunesmith.data.near_duplicates import jaccard, shingles
 from tunesmith.errors import UserError
 from tunesmith.file_hash import file_sha256
 
@@ -70,7 +72,7 @@ def test_near_duplicates_never_straddle(tmp_path: Path) -> None:
     random.Random(0).shuffle(rows)
     path = write(tmp_path / "rows.jsonl", rows)
     found = data_split(path, tmp_path / "out", held_out=0.4)
-    placed = [(sides(found)[row["text"]], shingles(row["text"])) for row in rows]
+    placed = [(sides(found)[row["text"]], shingled([normalized(row["text"])]).shingles) for row in rows]
     for (one, first), (other, second) in combinations(placed, 2):
         assert one == other or jaccard(first, second) < 0.8
     assert (found.together, found.largest) == (100, 4)

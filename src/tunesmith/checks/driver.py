@@ -89,8 +89,9 @@ class _Run:
         self, files: Sequence[Input], directory: Path, what: str, checks: Sequence[RowCheck | TableCheck]
     ) -> Table:
         table = Table.open(directory)
+        views = tuple(sorted({view for check in self._checks if isinstance(check, TableCheck) for view in check.views}))
         row_checks = [check for check in checks if isinstance(check, RowCheck)]
-        scanner = Scanner(row_checks, any(check.name == "malformed" for check in row_checks))
+        scanner = Scanner(row_checks, any(check.name == "malformed" for check in row_checks), views)
         done, total = 0, sum(each.print.size for each in files if each.print is not None)
         with Files(directory) as out:
             for part in _parts(scanner, _after(files, table.parts), total):

@@ -13,6 +13,7 @@ CHECKS = {
     "malformed": "tunesmith.checks.form:MALFORMED",
     "empty": "tunesmith.checks.form:EMPTY",
     "exact_duplicates": "tunesmith.checks.repetition:EXACT_DUPLICATES",
+    "near_duplicates": "tunesmith.checks.repetition:NEAR_DUPLICATES",
 }
 """Where each check is: `module:NAME`, a `RowCheck` or a `TableCheck`. A new check is one file and one line here."""
 

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tunesmith.checks.near_runs import Pairs, representatives, similar_rows
 from tunesmith.checks.result import Mark
 from tunesmith.checks.table import Tables
 from tunesmith.checks.table_check import TableCheck
@@ -35,10 +36,33 @@ def _exact(tables: Tables) -> Iterator[Mark]:
         yield Mark(table.source(row), f"the same as {source}", (source,))
 
 
+def _near(tables: Tables) -> Iterator[Mark]:
+    """The label counts too: texts that are nearly the same and have other labels are contradictions."""
+    table = tables.rows
+    labels = table.column("label")
+    skip = np.zeros(table.records, bool)
+    skip[repeats(table.column("whole"))[0]] = True
+    pairs = similar_rows(table.sets("text"), skip=skip)
+    same = labels[pairs.rows] == labels[pairs.others]
+    kept = Pairs(pairs.rows[same], pairs.others[same], pairs.similarities[same])
+    for row, other, similarity in representatives(kept):
+        source = table.source(other)
+        yield Mark(table.source(row), f"{similarity:.0%} the same as {source}", (source,))
+
+
 EXACT_DUPLICATES = TableCheck(
     "exact_duplicates",
     "Exact duplicates",
     "warning",
     "Remove them: a repeated row weighs more than the others and is memorized first. Case and white space are ignored.",
     _exact,
+)
+
+NEAR_DUPLICATES = TableCheck(
+    "near_duplicates",
+    "Near-duplicates",
+    "warning",
+    "Keep one of each: rows that share 80 % of their runs of three words teach the same thing again.",
+    _near,
+    views=("text",),
 )

@@ -47,10 +47,12 @@ class Scanner:
     Attributes:
         checks: that need one row.
         marks_malformed: whether malformed rows are marked.
+        views: of the rows whose shingles are kept.
     """
 
     checks: Sequence[RowCheck]
     marks_malformed: bool
+    views: tuple[str, ...]
 
     def part(self, task: Task) -> Part:
         """What is found in the rows of a task."""
@@ -75,7 +77,7 @@ class Scanner:
         lines = {name: "".join(lines) for name, lines in marks.items()}
         if len(labels) > LABELS:
             labels = Counter(dict(labels.most_common(LABELS)))
-        return Part(task.file, rows, sketches(records), lines, counts, labels, task.size)
+        return Part(task.file, rows, sketches(records, self.views), lines, counts, labels, task.size)
 
     def _problems(self, record: Record) -> Iterator[tuple[str, str]]:
         for check in self.checks:

@@ -8,11 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tunesmith.checks.record import Record
+from tunesmith.checks.shingles import BANDS, shingled
 
 SEPARATOR = "\x1f"
 """Between the texts of a row that are hashed together: ASCII's unit separator."""
 
-COLUMNS: dict[str, tuple[type[np.generic], int]] = {
+ROW_COLUMNS: dict[str, tuple[type[np.generic], int]] = {
     "row": (np.int64, 1),
     "whole": (np.uint64, 1),
     "prompt": (np.uint64, 1),
@@ -23,6 +24,16 @@ COLUMNS: dict[str, tuple[type[np.generic], int]] = {
 }
 """Each column's type and width: the row's number in its file; 64-bit hashes of the normalized texts, 0 if there is
 none; lengths in characters."""
+
+VIEWS = ("text", "prompt")
+"""What of a row can be a set of shingles: all of its texts, or its prompt if it has an answer too."""
+
+COLUMNS = dict(ROW_COLUMNS)
+"""With those of the views; a width of 0 stands for one that differs by row."""
+for _view in VIEWS:
+    COLUMNS[f"{_view}_counts"] = (np.uint32, 1)
+    COLUMNS[f"{_view}_bands"] = (np.uint32, BANDS)
+    COLUMNS[f"{_view}_shingles"] = (np.uint32, 0)
 
 
 @dataclass
@@ -45,32 +56,36 @@ def normalized(text: str) -> str:
     return " ".join(text.casefold().split())
 
 
-def sketches(records: Sequence[Record]) -> Sketches:
+def sketches(records: Sequence[Record], views: Sequence[str] = ()) -> Sketches:
     """The columns of the records.
 
     Args:
         records: of some rows, in order.
+        views: of which there are shingles.
     """
     rows = [_sketch(record) for record in records]
-    columns = zip(*rows, strict=True) if rows else ((),) * len(COLUMNS)
-    return Sketches(
-        {name: np.array(values, kind) for (name, (kind, _)), values in zip(COLUMNS.items(), columns, strict=True)}
-    )
+    columns = zip(*(row for row, _ in rows), strict=True) if rows else ((),) * len(ROW_COLUMNS)
+    arrays = {name: np.array(values, COLUMNS[name][0]) for name, values in zip(ROW_COLUMNS, columns, strict=True)}
+    for view in views:
+        found = shingled([texts[view] for _, texts in rows])
+        arrays |= {f"{view}_counts": found.counts, f"{view}_bands": found.bands, f"{view}_shingles": found.shingles}
+    return Sketches(arrays)
 
 
-def _sketch(record: Record) -> tuple[int, ...]:
+def _sketch(record: Record) -> tuple[tuple[int, ...], dict[str, str]]:
+    """Of a record: its row of `ROW_COLUMNS`, and the text of each view."""
     prompt, answer = normalized(record.prompt), normalized(record.answer)
+    others = [normalized(other) for other in record.others]
     label = record.label or ""
-    whole = SEPARATOR.join((prompt, answer, label, *map(normalized, record.others)))
-    return (
-        record.source.row,
-        hash_of(whole),
+    texts = [text for text in (prompt, answer, *others) if text]
+    hashes = (
+        hash_of(SEPARATOR.join((prompt, answer, label, *others))),
         hash_of(prompt),
         hash_of(answer),
         hash_of(label),
-        len(record.prompt),
-        len(record.answer),
     )
+    row = (record.source.row, *hashes, len(record.prompt), len(record.answer))
+    return row, {"text": " ".join(texts), "prompt": prompt if len(texts) > 1 else ""}
 
 
 def hash_of(text: str) -> int:

@@ -12,7 +12,9 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tunesmith.checks.near_runs import Sets
 from tunesmith.checks.scan import Part
+from tunesmith.checks.shingles import BANDS
 from tunesmith.checks.sketch import COLUMNS
 from tunesmith.data.example import Source
 
@@ -48,6 +50,19 @@ class Table:
         kind, width = COLUMNS[name]
         values: NDArray[Any] = np.fromfile(self.directory / f"{name}.bin", kind, self.records * width)
         return values if width == 1 else values.reshape(self.records, width)
+
+    def sets(self, view: str) -> Sets:
+        """The rows as sets of shingles.
+
+        Args:
+            view: one of `VIEWS`.
+        """
+        shingles, bands = self._mapped(f"{view}_shingles"), self._mapped(f"{view}_bands")
+        return Sets(shingles, self.column(f"{view}_counts"), bands.reshape(-1, BANDS))
+
+    def _mapped(self, name: str) -> NDArray[np.uint32]:
+        path = self.directory / f"{name}.bin"
+        return np.memmap(path, np.uint32, "r") if path.stat().st_size else np.empty(0, np.uint32)
 
     def source(self, index: int) -> Source:
         """The file and row of a record."""

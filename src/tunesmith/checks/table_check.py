@@ -21,7 +21,7 @@ class TableCheck:
         severity: of a row that it marks.
         advice: what to do about the rows that it marks, as a sentence.
         find: the rows that are marked, in order.
-        columns: of the table that it needs beside the rows' numbers (`tunesmith.checks.sketch.COLUMNS`).
+        views: of the rows whose shingles it needs (`tunesmith.checks.sketch.VIEWS`).
         when: whether it can run; all rows are there by then.
     """
 
@@ -30,5 +30,5 @@ class TableCheck:
     severity: Severity
     advice: str
     find: Callable[["Tables"], Iterator[Mark]]
-    columns: tuple[str, ...] = ()
+    views: tuple[str, ...] = ()
     when: Callable[["Tables"], bool] = lambda tables: True

@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from tunesmith.checks.near_duplicates import near_duplicates
 from tunesmith.curation.chance import hashed
 from tunesmith.curation.origin import refuse_outputs
 from tunesmith.curation.rows import Item, Paths, Rows
 from tunesmith.data.example import Malformed, Source
-from tunesmith.data.near_duplicates import near_duplicates
 from tunesmith.data.split import content_key
 from tunesmith.run import Subscriber, atomic_write, writing
 

@@ -6,7 +6,9 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from tunesmith.data.near_duplicates import SIMILAR, bands, jaccard, shingles
+from tunesmith.checks.near_runs import jaccard
+from tunesmith.checks.shingles import SIMILAR, shingled
+from tunesmith.checks.sketch import normalized
 
 Numbers = NDArray[np.int64]
 
@@ -49,9 +51,9 @@ class NearGroups:
     def __init__(self, least: float = SIMILAR) -> None:
         self._least = least
         self._parents: list[int] = []
-        self._sets: list[frozenset[int]] = []
-        self._known: dict[frozenset[int], int] = {}
-        self._buckets: defaultdict[tuple[int, bytes], list[int]] = defaultdict(list)
+        self._sets: list[NDArray[np.uint32]] = []
+        self._known: dict[bytes, int] = {}
+        self._buckets: defaultdict[tuple[int, int], list[int]] = defaultdict(list)
 
     def add(self, text: str) -> int:
         """Add a text.
@@ -62,13 +64,15 @@ class NearGroups:
         Returns:
             Its number; equal ones have the same.
         """
-        elements = shingles(text)
-        if elements in self._known:
-            return self._known[elements]
-        number = self._known[elements] = len(self._sets)
+        found = shingled([normalized(text)])
+        elements, bands = found.shingles, found.bands[0]
+        key = elements.tobytes()
+        if key in self._known:
+            return self._known[key]
+        number = self._known[key] = len(self._sets)
         self._sets.append(elements)
         self._parents.append(number)
-        for other in self._candidates(number, elements):
+        for other in self._candidates(number, elements, bands):
             if self.group(other) != self.group(number) and jaccard(elements, self._sets[other]) >= self._least:
                 self._parents[self.group(other)] = self.group(number)
         return number
@@ -84,10 +88,10 @@ class NearGroups:
             number = self._parents[number]
         return number
 
-    def _candidates(self, number: int, elements: frozenset[int]) -> Iterator[int]:
+    def _candidates(self, number: int, elements: NDArray[np.uint32], bands: NDArray[np.uint32]) -> Iterator[int]:
         """Texts that share a band and whose size allows the similarity, once each."""
         seen: set[int] = set()
-        for key in bands(elements):
+        for key in enumerate(bands.tolist()):
             bucket = self._buckets[key]
             for other in bucket:
                 if other not in seen:

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
+from tunesmith.checks.near_duplicates import near_duplicates
 from tunesmith.config.data import Data
 from tunesmith.config.recipe import Recipe
 from tunesmith.data.example import Example
-from tunesmith.data.near_duplicates import near_duplicates
 from tunesmith.errors import UserError
 from tunesmith.evaluation.rows import EvaluationRows
 from tunesmith.evaluation.subjects import SubjectName
