@@ -234,7 +234,7 @@ def test_a_long_text_is_split_at_the_best_boundary(
 
 # The token cache
 
-SETTINGS = {"data": {"train": ["a.jsonl"], "max_length": 64}, "objective": {"kind": "text"}, "replay_seed": None}
+SETTINGS = {"data": {"train": ["a.jsonl"], "max_length": 64}, "objective": {"kind": "text"}, "mix_seed": None}
 PRINTS = {"a.jsonl": "11", "b.jsonl": "22"}
 
 
@@ -276,7 +276,7 @@ CHANGES: dict[str, Callable[[], dict[str, Any]]] = {
     "no chat template": lambda: with_tokenizer(lambda each: setattr(each, "chat_template", None)),
     "the data settings": lambda: {"settings": {**SETTINGS, "data": {**SETTINGS["data"], "max_length": 65}}},  # type: ignore[dict-item]
     "the objective": lambda: {"settings": {**SETTINGS, "objective": {"kind": "instruction"}}},
-    "the seed of the replay": lambda: {"settings": {**SETTINGS, "replay_seed": 0}},
+    "the seed of the mix": lambda: {"settings": {**SETTINGS, "mix_seed": 0}},
 }
 
 

@@ -212,7 +212,8 @@ def test_replayed_rows_make_up_their_share_and_raw_text_has_loss_everywhere(tiny
     tokens = sum(len(replayed.train[row][0]) for row in added)
     assert len(replayed.train) == len(plain) + len(added)
     assert tokens / len(replayed.train.ids) == pytest.approx(0.25, abs=0.02)
-    assert (replayed.report.replayed, replayed.report.replayed_tokens) == (len(added), tokens)
+    task, general = replayed.report.sources
+    assert (task.drawn, general.drawn, general.tokens) == (len(plain), len(added), tokens)
     assert all(replayed.train[row][1][1:].all() for row in added)
     again = recipe.model_copy(update={"train": recipe.train.model_copy(update={"seed": 1})})
     assert prepared(again).train.ids.tolist() != replayed.train.ids.tolist(), "another seed draws others, cached or not"

@@ -117,7 +117,7 @@ def test_the_report_counts_rows_tokens_and_both_sides(tiny_model: Path, tmp_path
     assert (report.tokens, report.loss_tokens) == (len(train.ids), int(train.loss_mask.sum()))
     assert (report.held_out_tokens, report.held_out_loss_tokens) == (len(held_out.ids), int(held_out.loss_mask.sum()))
     assert report.longest == max(*train.lengths, *held_out.lengths)
-    assert (report.separate_turns, report.replay_rows, report.replayed, report.replayed_tokens) == (0, 0, 0, 0)
+    assert (report.separate_turns, report.sources) == (0, ())
     assert report.cached is False
 
 

@@ -115,7 +115,7 @@ def test_the_loss_is_the_mean_per_loss_token_of_the_last_ten_steps() -> None:
 def test_the_share_of_replayed_tokens_stands_beside_the_loss_that_has_them() -> None:
     replayed = [0, 0, *[30] * 10, *[0] * 10]
     steps = [
-        step(number, total_steps=22, loss_tokens=100, replayed_loss_tokens=tokens)
+        step(number, total_steps=22, loss_tokens=100, loss_tokens_by_source={"train": 100 - tokens, "replay": tokens})
         for number, tokens in enumerate(replayed, 1)
     ]
     lines = [line for line in printed([{**START, "total_steps": 22}, *steps]) if line.startswith("step ")]

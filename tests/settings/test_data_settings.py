@@ -2,7 +2,10 @@
 
 import hashlib
 import json
+import zlib
+from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,7 @@ from settings_coverage import shows
 
 from tunesmith.config.pipeline import Pipeline
 from tunesmith.config.recipe import Recipe
+from tunesmith.data.example import Source
 from tunesmith.data.prepare import Prepared, held_out_examples, prepare
 from tunesmith.data.tokens import TokenTable
 from tunesmith.engine.batch_plan import BatchPlan
@@ -345,14 +349,15 @@ def test_replay_adds_random_rows_until_they_reach_replay_share(
     count = len(plain.train)
     assert texts(found.train)[:count] == texts(plain.train)
     target = len(plain.train.ids) * (share or 0.1) / (1 - (share or 0.1))
-    order = np.random.default_rng(seed).permutation(60)
+    order = np.random.default_rng([seed, zlib.crc32(b"replay")]).permutation(60)
     taken = next(number for number in range(1, 61) if sum(pool.lengths[order[:number]]) >= target)
     assert texts(found.train)[count:] == [f"{lines[index]['text']}<|endoftext|>" for index in order[:taken]]
     assert all(mask.all() for _, mask in list(found.train)[count:]), "every token of raw text has a loss"
     replayed = int(pool.lengths[order[:taken]].sum())
-    report = found.report
-    assert (report.replay_rows, report.replayed, report.replayed_tokens) == (60, taken, replayed)
-    assert (report.rows, report.examples, report.tokens) == (20, 20 + taken, len(found.train.ids))
+    general = found.report.sources[1]
+    assert (general.name, general.available, general.drawn, general.tokens) == ("replay", 60, taken, replayed)
+    assert (found.report.rows, found.report.examples) == (80, 20 + taken)
+    assert found.report.tokens == len(found.train.ids)
 
 
 @shows("data.replay")
@@ -362,13 +367,13 @@ def test_a_step_counts_the_loss_tokens_of_replayed_rows(prepared: Prepare, tiny_
     data = {"train": "rows.jsonl", "held_out": 0, "replay": "general.jsonl", "replay_share": 0.4}
     with Trainer({"base": str(tiny_model), "data": data, "train": {"epochs": 1, "tokens_per_step": 300}}) as trainer:
         table, counted = trainer.rows, []
-        trainer.loop.events.subscribe(lambda event: counted.append(event.get("replayed_loss_tokens")))
+        trainer.loop.events.subscribe(lambda event: counted.append(event.get("loss_tokens_by_source")))
         by_hand = []
         for batches in trainer:
             own = [table[row][1][1:].sum() for rows in batches for row in rows if "general" in str(table.source(row))]
             by_hand.append(int(sum(own)))
             trainer.step()
-    assert [count for count in counted if count is not None] == by_hand
+    assert [count["replay"] for count in counted if count is not None] == by_hand
     assert sum(by_hand) > 0
 
 
@@ -381,7 +386,154 @@ def test_replayed_chats_have_their_own_format_and_the_objectives_loss_mask(prepa
     found = prepared(format="question_answer", columns=columns, replay="chats.jsonl", replay_share=0.05)
     assert texts(found.train)[8:] == [chat("earlier", "reply")]
     assert found.train[8][1].tolist() == loss_mask_of("earlier", "reply")
-    assert prepared(format="question_answer", columns=columns).report.replayed == 0, "the default is no replay"
+    assert prepared(format="question_answer", columns=columns).report.sources == (), "the default is no replay"
+
+
+# The mix
+
+
+def mix_of(prepared: Prepare, seed: int = 0, **sources: dict[str, Any]) -> Prepared:
+    """Three sources: 20 chats, 12 chats with other columns, 60 lines of text."""
+    write(Path("rows.jsonl"), pairs(*range(20)))
+    write(Path("others.jsonl"), [{"frage": f"f{number}", "antwort": f"g{number}"} for number in range(12)])
+    write(Path("general.jsonl"), [{"text": f"General sentence {number}"} for number in range(60)])
+    files = {"task": "rows.jsonl", "others": "others.jsonl", "general": "general.jsonl"}
+    columns = {"others": {"columns": {"question": "frage", "answer": "antwort"}}}
+    mix = {name: {"paths": files[name], **columns.get(name, {}), **own} for name, own in sources.items()}
+    return prepared(train=[], mix=mix, seed=seed)
+
+
+def of_source(found: Prepared, number: int) -> list[str]:
+    """The texts of the rows of one source."""
+    ends = np.cumsum((0, *found.train.source_rows))
+    return texts(found.train)[ends[number] : ends[number + 1]]
+
+
+@shows("data.mix.paths", "data.mix.columns", "data.mix.format")
+def test_sources_of_a_mix_have_their_own_paths_columns_and_formats(prepared: Prepare) -> None:
+    found = mix_of(prepared, task={}, others={"format": "question_answer"}, general={})
+    assert of_source(found, 0) == [chat(f"q{number}", f"a{number}") for number in range(20)]
+    assert of_source(found, 1) == [chat(f"f{number}", f"g{number}") for number in range(12)]
+    assert of_source(found, 2) == [f"General sentence {number}<|endoftext|>" for number in range(60)]
+    assert [mask.all() for _, mask in found.train] == [False] * 32 + [True] * 60, "raw text has a loss on all tokens"
+    assert found.report.format == "question_answer, text"
+    with pytest.raises(UserError, match="sharegpt"):
+        mix_of(prepared, task={}, others={"format": "sharegpt"})
+
+
+@shows("data.mix.share")
+@pytest.mark.parametrize("share", [0.1, 0.3])
+def test_a_share_is_of_all_training_tokens_and_the_other_sources_are_whole(share: float, prepared: Prepare) -> None:
+    found = mix_of(prepared, task={}, others={}, general={"share": share})
+    task, others, general = found.report.sources
+    assert (task.drawn, others.drawn) == (20, 12)
+    assert general.tokens / len(found.train.ids) == pytest.approx(share, abs=0.02)
+    assert len(set(of_source(found, 2))) == general.drawn, "no row twice"
+
+
+@shows("data.mix.share", "data.mix.epochs")
+def test_with_shares_for_all_the_mix_is_as_large_as_epochs_allow(prepared: Prepare) -> None:
+    found = mix_of(prepared, task={"share": 0.5}, general={"share": 0.5})
+    assert found.report.sources[0].drawn == 20, "the smaller source is used up"
+    assert found.report.sources[0].tokens == pytest.approx(found.report.sources[1].tokens, rel=0.1)
+    twice = mix_of(prepared, task={"share": 0.5, "epochs": 2}, general={"share": 0.5})
+    assert (twice.report.sources[0].drawn, twice.report.sources[0].most_often) == (40, 2)
+    assert sorted(of_source(twice, 0)) == sorted(of_source(found, 0) * 2)
+
+
+@shows("data.mix.epochs")
+@pytest.mark.parametrize(("epochs", "drawn", "most_often"), [(0.25, 5, 1), (1, 20, 1), (2.5, 50, 3)])
+def test_epochs_draw_each_row_so_often(epochs: float, drawn: int, most_often: int, prepared: Prepare) -> None:
+    found = mix_of(prepared, task={"epochs": epochs}, others={})
+    task, others = found.report.sources
+    assert (task.available, task.drawn, task.most_often, others.drawn) == (20, drawn, most_often, 12)
+    counts = Counter(of_source(found, 0)).values()
+    assert max(counts) == most_often
+    assert max(counts) - min(counts) <= 1 or epochs < 1
+    other_seed = mix_of(prepared, seed=1, task={"epochs": epochs}, others={})
+    assert (of_source(other_seed, 0) == of_source(found, 0)) == (epochs == 1), "the seed decides which"
+
+
+@shows("data.mix.max_rows")
+def test_max_rows_caps_a_source_before_it_is_repeated(prepared: Prepare) -> None:
+    found = mix_of(prepared, task={"max_rows": 5, "epochs": 2}, others={})
+    assert set(Counter(of_source(found, 0)).values()) == {2}
+    assert found.report.sources[0].drawn == 10
+    with_general = mix_of(prepared, task={"max_rows": 5, "epochs": 2}, general={})
+    assert of_source(with_general, 0) == of_source(found, 0), "other sources do not change which are drawn"
+
+
+@shows("data.mix.held_out")
+def test_no_row_of_a_source_with_held_out_off_is_held_out(prepared: Prepare) -> None:
+    write(Path("rows.jsonl"), pairs(*range(40)))
+    write(Path("more.jsonl"), pairs(*range(100, 140)))
+    mix = {"task": {"paths": "rows.jsonl"}, "more": {"paths": "more.jsonl", "held_out": False}}
+    found = prepared(train=[], mix=mix, held_out=0.3)
+    held = questions(found.held_out)
+    assert held
+    assert all(int(question[1:]) < 40 for question in held)
+    assert found.train.source_rows == (40 - len(held), 40)
+    both = prepared(train=[], mix={name: {**source, "held_out": True} for name, source in mix.items()}, held_out=0.3)
+    assert any(int(question[1:]) >= 100 for question in questions(both.held_out))
+    recipe = Recipe.load({"data": {"mix": mix, "held_out": 0.3}})
+    contents = [example.messages[0]["content"] for example in held_out_examples(recipe.data, ()) if example.messages]
+    assert contents == held
+
+
+@shows("data.mix.overflow")
+def test_long_rows_of_a_source_follow_its_own_overflow(prepared: Prepare) -> None:
+    write(Path("rows.jsonl"), pairs(1, 2))
+    write(Path("long.jsonl"), [{"text": "word " * 40}])
+    task = {"paths": "rows.jsonl"}
+
+    def rows(**own: str) -> tuple[int, ...]:
+        mix = {"task": task, "long": {"paths": "long.jsonl", **own}}
+        return prepared(train=[], mix=mix, max_length=64).train.source_rows
+
+    assert rows()[1] > 1, "raw text is split"
+    assert rows(overflow="truncate") == (2, 1)
+    with pytest.raises(UserError, match="longer than data.max_length"):
+        rows(overflow="refuse")
+
+
+@shows("data.mix.share", "data.mix.epochs")
+def test_a_share_that_cannot_be_met_names_the_source_and_its_field(prepared: Prepare) -> None:
+    with pytest.raises(
+        UserError, match=r"^data.mix.others holds .* data.mix.others.share: 0.9 needs .* lower the share"
+    ):
+        mix_of(prepared, task={}, others={"share": 0.9})
+    for shares, message in (((0.5, 0.4), "add up to 0.9, not to 1"), ((0.6, 0.6), "add up to 1.2")):
+        with pytest.raises(UserError, match=message):
+            mix_of(prepared, task={"share": shares[0]}, others={"share": shares[1]})
+    with pytest.raises(UserError, match=r"data.mix.task.epoch is not a field. Did you mean data.mix.task.epochs"):
+        mix_of(prepared, task={"epoch": 3})
+
+
+@shows("data.order")
+def test_order_is_as_drawn_by_length_or_by_source(tiny_model: Path, tmp_path: Path) -> None:
+    table = replace(
+        TokenTable.build(
+            (np.arange(length, dtype=np.int32), np.ones(length, bool), Source("a", number))
+            for number, length in enumerate((9, 4, 7, 3, 8, 5), 1)
+        ),
+        source_rows=(2, 4),
+    )
+
+    def rows(order: str, shuffle: bool = True, epoch: int = 0) -> list[int]:
+        mix = {"a": {"paths": "a.jsonl"}, "b": {"paths": "b.jsonl"}}
+        train = {"shuffle": shuffle, "tokens_per_step": 10, "tokens_per_batch": 10}
+        recipe = Recipe.load({"base": str(tiny_model), "data": {"mix": mix, "order": order}, "train": train})
+        batches = BatchPlan.of(recipe, table).layout(True).batches
+        return [row for step in batches.epoch(epoch) for batch in step for row in batch]
+
+    assert rows("by_length") == rows("by_length", epoch=1) == [3, 1, 5, 2, 4, 0]
+    assert rows("by_source", shuffle=False) == [0, 1, 2, 3, 4, 5]
+    in_turn = [rows("by_source", epoch=epoch) for epoch in range(8)]
+    assert all(set(order[:2]) == {0, 1} for order in in_turn)
+    assert len(set(map(tuple, in_turn))) > 1, "each source in an order of its own"
+    assert any(set(rows("as_drawn", epoch=epoch)[:2]) != {0, 1} for epoch in range(4))
+    with pytest.raises(UserError, match="by_source needs several sources"):
+        Recipe.load({"data": {"train": "a.jsonl", "order": "by_source"}})
 
 
 @shows("data.cache")

@@ -1,10 +1,11 @@
 """The `data` section of a recipe: where the rows come from, and how they become tokens."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
+from tunesmith.config.mix import MixSource, Order, Overflow, check_shares
 from tunesmith.config.registry import Strict
 
 
@@ -13,6 +14,15 @@ class Data(Strict):
 
     train: list[str] = Field(min_length=1)
     """A path, a glob, a directory, a hub data set (`hf://owner/name`), or a list of these."""
+
+    mix: dict[str, MixSource] = Field(default={})
+    """Several sources by name, in place of `train`: what each contributes to the training tokens, by share, epochs and
+    caps. Default: the rows of `train`, each once an epoch."""
+
+    order: Order = "as_drawn"
+    """The order of an epoch's rows. `as_drawn`: that of `train.shuffle`, sources mixed. `by_length`: easy to hard, the
+    shortest first (curriculum; Platanios et al. 2019). `by_source`: one source of `mix` after the other, each in the
+    order of `train.shuffle`."""
 
     held_out: float | list[str] = 0.05
     """A share of the training rows in [0, 1), or paths. The share is chosen by content hash, so that no row changes
@@ -38,7 +48,7 @@ class Data(Strict):
     """The longest example, in tokens. 1,024 is enough for most question–answer rows, and memory grows with it. If it is
     not set and the base has fewer positions, it is the base's number of positions."""
 
-    overflow: Literal["auto", "refuse", "truncate", "split", "drop"] = "auto"
+    overflow: Overflow = "auto"
     """What to do with an example longer than `max_length`; such examples are always counted. Default: `refuse` for
     instructions (a truncated answer teaches the model to stop anywhere), `split` for raw text."""
 
@@ -55,7 +65,8 @@ class Data(Strict):
 
     replay: list[str] = Field(default=[])
     """Paths of other rows, such as general text or earlier chats. Some of them are mixed into training, against
-    forgetting (Robins 1995; Scialom et al. 2022). Raw text among them is trained on as text. Default: none."""
+    forgetting (Robins 1995; Scialom et al. 2022). Raw text among them is trained on as text. It is short for a source
+    of `mix` with `share: replay_share`, `held_out: false` and `overflow: split`. Default: none."""
 
     replay_share: float = Field(default=0.1, gt=0, lt=1)
     """The replayed share of all training tokens, if `replay` is set. 10 %: a small share kept most of the earlier
@@ -63,6 +74,54 @@ class Data(Strict):
 
     cache: bool = True
     """Cache the tokenized rows for the next run. The cache key covers everything that determines them."""
+
+    @property
+    def sources(self) -> dict[str, MixSource]:
+        """What is trained on, by name: the sources of `mix`, or `train`; and `replay`."""
+        found = self.mix or {"train": MixSource(paths=self.train)}
+        if not self.replay:
+            return found
+        replay = MixSource(
+            paths=self.replay, share=self.replay_share, held_out=False, format="auto", columns={}, overflow="split"
+        )
+        return {**found, "replay": replay}
+
+    def of(self, source: MixSource) -> "Data":
+        """The section for the rows of one source alone."""
+        own = {name: getattr(source, name) for name in ("format", "columns", "overflow")}
+        given = {name: value for name, value in own.items() if value is not None}
+        return self.model_copy(update={**given, "train": source.paths, "mix": {}, "replay": []})
+
+    @model_validator(mode="before")
+    @classmethod
+    def _paths_of_the_mix(cls, values: Any) -> Any:
+        """With a mix, `train` is what its sources name."""
+        if not isinstance(values, dict) or not values.get("mix"):
+            return values
+        if values.get("train"):
+            raise ValueError("mix names the files to train on. Remove data.train, or make it a source of the mix")
+        if not isinstance(values["mix"], dict):
+            raise ValueError("mix needs a name for each source: mix: {faq: {paths: faq.jsonl, share: 0.9}, …}")
+        paths = [path for source in values["mix"].values() for path in _paths_of(source)]
+        return {**values, "train": paths or ["?"]}  # a source without paths is refused by its own check
+
+    @model_serializer(mode="wrap")
+    def _without_derived(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values: dict[str, Any] = handler(self)
+        if self.mix:
+            values.pop("train", None)
+        return values
+
+    @model_validator(mode="after")
+    def _can_be_mixed(self) -> "Data":
+        if self.mix and self.replay and "replay" in self.mix:
+            raise ValueError(
+                "mix has a source named replay, as data.replay is called. Rename it, or remove one of them"
+            )
+        check_shares(self.sources)
+        if self.order == "by_source" and len(self.sources) == 1:
+            raise ValueError("order: by_source needs several sources. Name them in data.mix")
+        return self
 
     @model_validator(mode="after")
     def _folds_or_paths(self) -> "Data":
@@ -85,3 +144,9 @@ class Data(Strict):
         if isinstance(value, int | float) and not 0 <= value < 1:
             raise ValueError("must be a share in [0, 1) of the rows, or paths")
         return value
+
+
+def _paths_of(source: Any) -> list[str]:
+    """The paths of a source that may not be checked yet."""
+    paths = source.paths if isinstance(source, MixSource) else source.get("paths") if isinstance(source, dict) else None
+    return [str(path) for path in ([paths] if isinstance(paths, str | Path) else paths or [])]

@@ -66,11 +66,13 @@ class Recipe(Strict):
     @model_validator(mode="after")
     def _check_combination(self) -> "Recipe":
         formats = self.objective.formats
-        if formats and self.data.format not in ("auto", *formats) and not FORMATS.is_users(self.data.format):
-            raise ValueError(
-                f"objective: {self.objective.kind} needs rows in the format {' or '.join(formats)}, not data.format: "
-                f"{self.data.format}"
-            )
+        own = {f"data.mix.{name}.format": source.format for name, source in self.data.mix.items() if source.format}
+        for field, format in {"data.format": self.data.format, **own}.items():
+            if formats and format not in ("auto", *formats) and not FORMATS.is_users(format):
+                raise ValueError(
+                    f"objective: {self.objective.kind} needs rows in the format {' or '.join(formats)}, not {field}: "
+                    f"{format}"
+                )
         if self.objective.compares_rows and not self.data.pack:
             raise ValueError(
                 f"data.pack: false gives the model one row at a time, and objective: {self.objective.kind} compares "
@@ -81,10 +83,12 @@ class Recipe(Strict):
                 "data.folds: the last run trains on all rows and holds none out, so train.early_stopping would stop "
                 "only the other runs. Set train.steps"
             )
-        if formats and self.data.overflow == "split":
+        overflows = {"data": self.data.overflow} | {f"data.mix.{n}": s.overflow for n, s in self.data.mix.items()}
+        splitting = next((name for name, overflow in overflows.items() if overflow == "split"), None)
+        if formats and splitting is not None:
             raise ValueError(
-                f"data.overflow: split would separate a text from its target. objective: {self.objective.kind} takes "
-                "truncate, drop or refuse"
+                f"{splitting}.overflow: split would separate a text from its target. objective: {self.objective.kind} "
+                "takes truncate, drop or refuse"
             )
         if self.data.replay and (formats or self.objective.bases != ("decoder",)):
             raise ValueError(f"data.replay needs a decoder that writes text, not objective: {self.objective.kind}")
@@ -172,6 +176,7 @@ class Recipe(Strict):
             ("objective", OBJECTIVES, self.objective.kind),
             ("objective", HEADS, self.objective.head.kind),
             ("data.format", FORMATS, self.data.format),
+            *((f"data.mix.{n}.format", FORMATS, s.format) for n, s in self.data.mix.items() if s.format is not None),
             *(("objective.rewards", REWARDS, each.function) for each in self.objective.reward_functions),
         )
         return [each for each in kinds if each[1].is_users(each[2])]
@@ -256,6 +261,10 @@ class Recipe(Strict):
         data = self.data.model_copy(
             update={
                 "train": [absolute(path) for path in self.data.train],
+                "mix": {
+                    name: source.model_copy(update={"paths": [absolute(path) for path in source.paths]})
+                    for name, source in self.data.mix.items()
+                },
                 "replay": [absolute(path) for path in self.data.replay],
                 "held_out": held_out if isinstance(held_out, float) else [absolute(path) for path in held_out],
             }
@@ -300,7 +309,11 @@ def _did_you_mean(word: str, known: list[str], prefix: str = "") -> str:
 def _fields_at(location: tuple[Any, ...]) -> list[str]:
     """The names of the fields beside the one at `location`."""
     model: Any = Recipe
+    is_name = False
     for index, part in enumerate(location[:-1]):
+        if is_name:  # of an entry of a mapping
+            is_name = False
+            continue
         field = model.model_fields.get(part) if hasattr(model, "model_fields") else None
         if field is None:
             return []
@@ -308,6 +321,7 @@ def _fields_at(location: tuple[Any, ...]) -> list[str]:
             classes = config_classes(*((METHODS, MethodConfig) if part == "method" else (OBJECTIVES, ObjectiveConfig)))
             return sorted({name for found in classes.values() for name in found.model_fields})
         kinds = [field.annotation, *getattr(field.annotation, "__args__", ())]
+        is_name = getattr(field.annotation, "__origin__", None) is dict
         model = next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Strict)), None)
     return list(model.model_fields) if model is not None else []
 

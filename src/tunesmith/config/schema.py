@@ -13,6 +13,7 @@ from pydantic_core import PydanticUndefined
 from tunesmith.config.base import Base
 from tunesmith.config.data import Data
 from tunesmith.config.method import MethodConfig
+from tunesmith.config.mix import MixSource
 from tunesmith.config.objective import ObjectiveConfig
 from tunesmith.config.recipe import Recipe
 from tunesmith.config.registry import METHODS, OBJECTIVES, Registry, Strict, config_classes
@@ -53,15 +54,22 @@ def schema_of_classes() -> dict[str, Any]:
         own = {"type": "object", "properties": {"kind": {"type": "string", "pattern": ":"}}, "required": ["kind"]}
         schema["properties"][name]["oneOf"] += [own, {"type": "string"}]  # `lora` is short for {kind: lora}
     schema["properties"]["base"] = {"anyOf": [{"type": "string"}, schema["properties"]["base"]]}
-    for name in ("train", "held_out", "replay"):
-        paths = schema["$defs"]["Data"]["properties"][name]
-        schema["$defs"]["Data"]["properties"][name] = {
-            **paths,
-            "anyOf": [{"type": "string"}, {k: v for k, v in paths.items() if k in ("type", "items", "anyOf")}],
-        }
-        schema["$defs"]["Data"]["properties"][name].pop("type", None)
-        schema["$defs"]["Data"]["properties"][name].pop("items", None)
+    data = schema["$defs"]["Data"]
+    for owner, name in ((data, "train"), (data, "held_out"), (data, "replay"), (schema["$defs"]["MixSource"], "paths")):
+        _may_be_one(owner["properties"], name)
+    data["required"].remove("train")  # or a mix
+    data["anyOf"] = [{"required": ["train"]}, {"required": ["mix"]}]
     return schema
+
+
+def _may_be_one(properties: dict[str, Any], name: str) -> None:
+    """A list of paths may be a single path."""
+    paths = properties[name]
+    listed = {key: value for key, value in paths.items() if key in ("type", "items", "anyOf")}
+    properties[name] = {
+        **{key: value for key, value in paths.items() if key not in ("type", "items")},
+        "anyOf": [{"type": "string"}, listed],
+    }
 
 
 def _with_schema(registry: Registry, base: type[Strict]) -> list[type[BaseModel]]:
@@ -78,11 +86,18 @@ def recipe_reference() -> str:
     """Every field with its default and the reason for it, as the page `docs/recipe.md`."""
     parts = [
         "# The recipe",
-        "A recipe describes a run. Only `data.train` is required; every other field has a default. An unknown field is "
-        "an error that suggests the nearest name. `--set train.learning_rate=1e-4` sets a field from the command line. "
-        "`tunesmith schema` prints the JSON schema, for editors.",
+        "A recipe describes a run. Only `data.train` or `data.mix` is required; every other field has a default. An "
+        "unknown field is an error that suggests the nearest name. `--set train.learning_rate=1e-4` sets a field from "
+        "the command line. `tunesmith schema` prints the JSON schema, for editors.",
     ]
-    for title, model in (("base", Base), ("data", Data), ("train", Train), ("train.early_stopping", EarlyStopping)):
+    sections: tuple[tuple[str, type[BaseModel]], ...] = (
+        ("base", Base),
+        ("data", Data),
+        ("data.mix: {NAME: …}", MixSource),
+        ("train", Train),
+        ("train.early_stopping", EarlyStopping),
+    )
+    for title, model in sections:
         parts.append(_fields(title, model))
     for name, registry in (("method", METHODS), ("objective", OBJECTIVES)):
         parts += [_fields(f"{name}: {{kind: {kind}}}", registry.load(kind)) for kind in registry.own]

@@ -69,11 +69,11 @@ def _code_fingerprint() -> str:
     """SHA-256 of the source of what makes token tables: the data path, objectives (rendering), heads (truncation), and
     what the last two inherit."""
     package = Path(__file__).parent.parent
-    files = [file for room in ("data", "heads", "objectives") for file in (package / room).glob("*.py")]
-    files += [package / "config" / f"{name}.py" for name in ("head", "objective", "registry")]
+    files = [file for room in ("data", "heads", "objectives") for file in (package / room).rglob("*.py")]
+    files += [package / "config" / f"{name}.py" for name in ("head", "mix", "objective", "registry")]
     digest = hashlib.sha256()
     for file in sorted(files):
-        digest.update(file.name.encode() + file.read_bytes())
+        digest.update(str(file.relative_to(package)).encode() + file.read_bytes())
     return digest.hexdigest()
 
 
@@ -82,15 +82,16 @@ def save(directory: Path, tables: Iterable[tuple[str, TokenTable]], report: dict
     directory.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(dir=directory.parent, prefix=".partial-"))
     try:
-        files = {}
+        files, source_rows = {}, {}
         for name, table in tables:
-            files[name] = table.files
+            files[name], source_rows[name] = table.files, table.source_rows
             for array in (*_ARRAYS, *(_TARGET_ARRAYS if table.targets is not None else ())):
                 np.save(partial / f"{name}.{array}.npy", getattr(table, array), allow_pickle=False)
             for array in _COMPLETION_ARRAYS if table.completions is not None else ():
                 file = partial / f"{name}.completions.{array}.npy"
                 np.save(file, getattr(table.completions, array), allow_pickle=False)
-        (partial / "report.json").write_text(json.dumps({"files": files, "report": report}), encoding="utf-8")
+        stored = {"files": files, "source_rows": source_rows, "report": report}
+        (partial / "report.json").write_text(json.dumps(stored), encoding="utf-8")
         if not directory.exists():
             partial.rename(directory)
     finally:
@@ -111,7 +112,9 @@ def load(directory: Path, names: Iterable[str]) -> tuple[list[TokenTable], dict[
                 if array in _ARRAYS or (directory / f"{name}.{array}.npy").exists()
             }
             files = tuple(stored["files"][name])
-            tables.append(TokenTable(files=files, **arrays, completions=_completions(directory, name)))
+            rows = tuple(stored["source_rows"][name])
+            completions = _completions(directory, name)
+            tables.append(TokenTable(files=files, **arrays, completions=completions, source_rows=rows))
     except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
         reason = str(error).partition("\n")[0]
         logger.warning("%s is broken (%s). The rows are tokenized again.", directory, reason or type(error).__name__)

@@ -1,10 +1,13 @@
 """Packing: which rows a batch concatenates, and which batches a step has."""
 
 import bisect
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
 
 import numpy as np
+from numpy.typing import NDArray
 
+from tunesmith.config.mix import Order
 from tunesmith.data.tokens import TokenTable
 
 
@@ -80,7 +83,7 @@ class Batches:
     resume.
 
     A step is a list of batches, each a list of rows, whose gradients are accumulated before the update. With
-    `rows_per_step`, it is this many rows instead of `tokens_per_step`, in one batch.
+    `rows_per_step`, it is this many rows instead of `tokens_per_step`, in one batch. `order` is `data.order`.
     """
 
     def __init__(
@@ -94,8 +97,10 @@ class Batches:
         seed: int,
         padded: bool = False,
         rows_per_step: int | None = None,
+        order: Order = "as_drawn",
     ) -> None:
         self.table = table
+        self._order = order
         self._rows_per_step = rows_per_step
         self._tokens_per_step = tokens_per_step
         self._tokens_per_batch = tokens_per_batch
@@ -133,30 +138,49 @@ class Batches:
         return sum(self._lengths[row] for index in range(first, last) for rows in self.step(index) for row in rows)
 
     def _plan(self, epoch: int) -> list[list[list[int]]]:
-        order = np.arange(len(self._lengths))
         generator = np.random.default_rng([self._seed, epoch])
-        if self._shuffle:
-            generator.shuffle(order)
+        groups = self._groups(generator)
         if self._rows_per_step is not None:
+            order = np.concatenate(groups)
             starts = range(0, len(order), self._rows_per_step)
             return [[order[start : start + self._rows_per_step].tolist()] for start in starts]
-        lengths = [self._lengths[row] for row in order]
+        return self._steps(bin for group in groups for bin in self._bins(group, generator))
+
+    def _groups(self, generator: np.random.Generator) -> list[NDArray[np.int64]]:
+        """The rows of an epoch, in groups that follow one another."""
+        rows = np.arange(len(self._lengths))
+        if self._shuffle:
+            generator.shuffle(rows)
+        if self._order == "by_length":
+            return [rows[np.argsort(self.table.lengths[rows], kind="stable")]]
+        if self._order == "by_source":
+            ends = np.cumsum(self.table.source_rows)
+            return [rows[(rows >= start) & (rows < end)] for start, end in pairwise((0, *ends))]
+        return [rows]
+
+    def _bins(self, rows: NDArray[np.int64], generator: np.random.Generator) -> list[list[int]]:
+        """The batches of a group."""
+        lengths = [self._lengths[row] for row in rows]
         if not self._pack:
-            bins = [[item] for item in range(len(order))]
-        elif self._shuffle:
+            bins = [[item] for item in range(len(rows))]
+        elif self._shuffle and self._order != "by_length":
             make_bins = bucket_by_length if self.padded else best_fit_balanced
             bins = make_bins(lengths, self._tokens_per_batch)
             generator.shuffle(bins)
         else:
             bins = next_fit(lengths, self._tokens_per_batch, self.padded)
+        return [rows[items].tolist() for items in bins]
+
+    def _steps(self, batches: Iterable[list[int]]) -> list[list[list[int]]]:
+        """Batches put together to steps."""
         steps: list[list[list[int]]] = []
         tokens_in_step = self._tokens_per_step
-        for items in bins:
-            tokens = sum(lengths[item] for item in items)
+        for rows in batches:
+            tokens = sum(self._lengths[row] for row in rows)
             # Start a new step where that is closer to `tokens_per_step` than adding the batch would be.
             if tokens_in_step + tokens / 2 > self._tokens_per_step:
                 steps.append([])
                 tokens_in_step = 0
-            steps[-1].append([int(order[item]) for item in items])
+            steps[-1].append(rows)
             tokens_in_step += tokens
         return steps

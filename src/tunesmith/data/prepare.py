@@ -1,7 +1,8 @@
 """From the recipe's files to token tables: read → detect the format → split → render → tokenize → check, and count."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
 
@@ -13,11 +14,13 @@ from tunesmith.cache_directory import cache_directory
 from tunesmith.config import extensions
 from tunesmith.config.data import Data
 from tunesmith.config.extensions import UsersCodeError, failures_named
+from tunesmith.config.mix import MixSource
 from tunesmith.config.recipe import Recipe
 from tunesmith.data import cache
 from tunesmith.data.example import Example, Malformed, Source
 from tunesmith.data.format_detection import chosen_format
 from tunesmith.data.length_policy import apply_length_policy
+from tunesmith.data.mix import field_of, mixed
 from tunesmith.data.read import Row, fingerprint, read
 from tunesmith.data.render import Renderer, Rendering
 from tunesmith.data.report import SHOWN, DataReport
@@ -51,20 +54,19 @@ def prepare(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Prepared:
     """
     recipe.import_code()  # another recipe's may have been imported since
     recipe = resolve(recipe)
-    held_out = recipe.data.held_out
-    paths = recipe.data.train + (held_out if isinstance(held_out, list) else []) + recipe.data.replay
+    paths = all_paths(recipe.data)
     fingerprints = fingerprint(paths, Path.cwd())
     settings = {
-        "data": recipe.data.model_dump(mode="json", exclude={"cache", "pack"}),
+        "data": recipe.data.model_dump(mode="json", exclude={"cache", "pack", "order"}),
         "objective": recipe.objective.model_dump(mode="json"),
-        "replay_seed": recipe.train.seed if recipe.data.replay else None,
+        "mix_seed": recipe.train.seed if recipe.data.mix or recipe.data.replay else None,
         "extensions": extensions.fingerprint(recipe.extensions.values(), recipe.directory),
     }
     directory = cache_directory() / "tokens" / cache.cache_key(fingerprints, tokenizer, settings)
     is_cacheable = recipe.data.cache and all(fingerprints.values())
     if is_cacheable and (entry := cache.load(directory, ("train", "held_out"))) is not None:
         (train, held_out_table), report = entry
-        return Prepared(train, held_out_table, DataReport(**{**report, "cached": True}), fingerprints)
+        return Prepared(train, held_out_table, DataReport.from_dict(report, cached=True), fingerprints)
     train, held_out_table, counts = _tokenize_all(recipe, tokenizer)
     if is_cacheable:
         cache.save(directory, (("train", train), ("held_out", held_out_table)), asdict(counts))
@@ -78,7 +80,7 @@ def resolve(recipe: Recipe) -> Recipe:
         UserError: the rows do not give it, or cannot be read.
     """
     data, formats = recipe.data, recipe.objective.formats
-    objective = recipe.objective.resolve(lambda: examples(data, formats, data.train, DataReport()))
+    objective = recipe.objective.resolve(lambda: training_rows(data, formats))
     return recipe.model_copy(update={"objective": objective})
 
 
@@ -127,18 +129,44 @@ def every_row(
         yield row if isinstance(row, Malformed) else to_example(row, report.format, data.columns)
 
 
+def all_paths(data: Data) -> list[str]:
+    """The paths of everything that is read: the sources, and the held-out rows if they have paths."""
+    sources = [path for source in data.sources.values() for path in source.paths]
+    return [*sources, *(data.held_out if isinstance(data.held_out, list) else [])]
+
+
+def training_rows(data: Data, formats: Sequence[str]) -> Iterator[Example]:
+    """The rows of `data.train` or of the sources of `data.mix`, held-out ones among them. Arguments are those of
+    `examples`."""
+    for source in _own_sources(data):
+        yield from examples(data.of(source), formats, source.paths, DataReport())
+
+
+def _own_sources(data: Data) -> list[MixSource]:
+    """Without `data.replay`."""
+    return list((data.mix or data.sources).values())[: len(data.mix) or 1]
+
+
 def held_out_examples(data: Data, formats: Sequence[str]) -> list[Example]:
     """The held-out rows as examples, in order. Arguments are those of `examples`."""
     if isinstance(data.held_out, list):
         return list(examples(data, formats, data.held_out, DataReport()))
-    share = _share(data, formats, data.held_out)
-    return [example for example in examples(data, formats, data.train, DataReport()) if is_held_out(example, share)]
+    return [example for example, is_held in _with_sides(data, formats) if is_held]
 
 
 def training_examples(data: Data, formats: Sequence[str]) -> list[Example]:
-    """The rows of `data.train` that are not held out, as examples, in order. Arguments are those of `examples`."""
+    """The rows of `data.train` or `data.mix` that are not held out, as examples, in order, each once. Arguments are
+    those of `examples`."""
+    return [example for example, is_held in _with_sides(data, formats) if not is_held]
+
+
+def _with_sides(data: Data, formats: Sequence[str]) -> Iterator[tuple[Example, bool]]:
+    """Each row, and whether it is held out."""
     share = 0.0 if isinstance(data.held_out, list) else _share(data, formats, data.held_out)
-    return [example for example in examples(data, formats, data.train, DataReport()) if not is_held_out(example, share)]
+    for source in _own_sources(data):
+        of_source = share if source.held_out else 0.0
+        for example in examples(data.of(source), formats, source.paths, DataReport()):
+            yield example, is_held_out(example, of_source)
 
 
 def examples_by_source(recipe: Recipe) -> dict[Source, Example]:
@@ -147,9 +175,9 @@ def examples_by_source(recipe: Recipe) -> dict[Source, Example]:
     Raises:
         UserError: as `examples`.
     """
-    data, held_out = recipe.data, recipe.data.held_out
-    paths = [*data.train, *(held_out if isinstance(held_out, list) else [])]
-    return {each.source: each for each in examples(data, recipe.objective.formats, paths, DataReport())}
+    data, formats = recipe.data, recipe.objective.formats
+    held_out = examples(data, formats, data.held_out, DataReport()) if isinstance(data.held_out, list) else ()
+    return {each.source: each for each in chain(training_rows(data, formats), held_out)}
 
 
 def _share(data: Data, formats: Sequence[str], share: float) -> float | frozenset[bytes]:
@@ -158,45 +186,99 @@ def _share(data: Data, formats: Sequence[str], share: float) -> float | frozense
         return share
     if data.fold is None:
         return 0.0
-    part = fold(examples(data, formats, data.train, DataReport()), data.fold, data.folds)
+    sources = [source for source in _own_sources(data) if source.held_out]
+    rows = chain.from_iterable(examples(data.of(each), formats, each.paths, DataReport()) for each in sources)
+    part = fold(rows, data.fold, data.folds)
     if not part:
         raise UserError(f"data.folds: {data.folds} is more than the number of distinct rows. Set fewer.")
     return part
 
 
 def _tokenize_all(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> tuple[TokenTable, TokenTable, DataReport]:
-    report = DataReport()
-    renderer = Renderer(tokenizer)
-    data, formats, held_out = recipe.data, recipe.objective.formats, recipe.data.held_out
-    objective = renders(recipe)
-    builders = (TableBuilder(), TableBuilder())
-    parts: list[tuple[list[str], float | frozenset[bytes]]] = (
-        [(data.train, 0.0), (held_out, 1.0)]
-        if isinstance(held_out, list)
-        else [(data.train, _share(data, formats, held_out))]
-    )
-    for paths, share in parts:
-        for chunk in Tokenizer(objective, renderer, share).all(examples(data, formats, paths, report)):
-            for builder, side in zip(builders, chunk.sides, strict=True):
-                builder.extend(side)
-            _count(chunk, report)
+    report, renderer = DataReport(), Renderer(tokenizer)
+    data, objective = recipe.data, recipe.objective
+    share = 0.0 if isinstance(data.held_out, list) else _share(data, objective.formats, data.held_out)
+    parts: dict[str, _Part] = {}
+    for name, source in data.sources.items():
+        of_source = share if source.held_out else 0.0
+        with _source_named(name if data.mix else None):
+            parts[name] = _tokenize(data.of(source), recipe, renderer, of_source, report, is_mixed=name != "train")
+    if isinstance(data.held_out, list):  # counted last, and drawn from by no source
+        own = data.of(MixSource(paths=data.held_out))
+        parts[_HELD_OUT] = _tokenize(own, recipe, renderer, 1.0, report, is_mixed=bool(data.mix))
     _refuse_unusable(data, report)
-    train, held_out_table = (
-        recipe.objective.arrange(
-            apply_length_policy(data, recipe.objective, side.table(), report, renderer.closing_tokens)
+    held_out, pools = TableBuilder(), {}
+    for name, part in parts.items():
+        pools[name], held_out_part = (
+            apply_length_policy(part.data, objective, side.table(), report, renderer.closing_tokens)
+            for side in part.sides
         )
-        for side in builders
-    )
+        held_out.extend(held_out_part)
+    pools.pop(_HELD_OUT, None)
+    train, contributions = mixed(pools, data.sources, recipe.train.seed)
+    train = replace(objective.arrange(train), source_rows=train.source_rows)
+    held_out_table = objective.arrange(held_out.table())
     if len(train) == 0:
         raise UserError("No training example is left. Give more rows, or lower data.held_out.")
-    recipe.objective.check(train)
-    if recipe.data.replay:
-        train = with_replay(recipe, renderer, train, report)
+    objective.check(train)
+    report.format = ", ".join(dict.fromkeys(part.format for name, part in parts.items() if name != _HELD_OUT))
+    report.sources = contributions if len(contributions) > 1 or data.mix else ()
     report.examples, report.held_out_rows = len(train), len(held_out_table)
     report.tokens, report.loss_tokens = len(train.ids), train.loss_tokens
     report.held_out_tokens, report.held_out_loss_tokens = len(held_out_table.ids), held_out_table.loss_tokens
     report.length_histogram = _histogram(train.lengths)
     return train, held_out_table, report
+
+
+@contextmanager
+def _source_named(name: str | None) -> Iterator[None]:
+    """Say which source of a mix an error is about."""
+    try:
+        yield
+    except UserError as error:
+        raise type(error)(f"{field_of(name)}: {error}" if name else str(error)) from error.__cause__
+
+
+_HELD_OUT = "held-out rows"
+"""The rows of `data.held_out`, if it is paths, among the parts."""
+
+
+@dataclass(frozen=True)
+class _Part:
+    """The tokens of one source.
+
+    Attributes:
+        data: the section for it alone.
+        format: of its rows.
+        sides: its training and its held-out rows.
+    """
+
+    data: Data
+    format: str
+    sides: tuple[TableBuilder, TableBuilder]
+
+
+def _tokenize(
+    data: Data,
+    recipe: Recipe,
+    renderer: Renderer,
+    held_out: float | frozenset[bytes],
+    report: DataReport,
+    is_mixed: bool,
+) -> _Part:
+    """A source's rows as tokens. Raw text that is mixed with chats has a loss on all tokens, and is split."""
+    objective, accepted = renders(recipe), recipe.objective.formats
+    takes_text = is_mixed and not accepted and recipe.objective.bases == ("decoder",)
+    if takes_text:
+        objective = _ChatsOrText(objective)
+    sides = (TableBuilder(), TableBuilder())
+    for chunk in Tokenizer(objective, renderer, held_out).all(examples(data, accepted, data.train, report)):
+        for builder, side in zip(sides, chunk.sides, strict=True):
+            builder.extend(side)
+        _count(chunk, report)
+    if takes_text and report.format == "text" and data.overflow == "auto":
+        data = data.model_copy(update={"overflow": "split"})
+    return _Part(data, report.format, sides)
 
 
 @dataclass(frozen=True)
@@ -220,8 +302,8 @@ def renders(recipe: Recipe) -> Renders:
 
 
 @dataclass(frozen=True)
-class _Replayed:
-    """Renders replayed rows: raw text with loss on all tokens, chats as the objective does."""
+class _ChatsOrText:
+    """Renders rows of a mix: raw text with loss on all tokens, chats as the objective does."""
 
     objective: Renders
 
@@ -229,46 +311,6 @@ class _Replayed:
         if example.messages is None:
             return renderer.render(example, learn="all")
         return self.objective.render(renderer, example)
-
-
-def with_replay(recipe: Recipe, renderer: Renderer, table: TokenTable, report: DataReport) -> TokenTable:
-    """Append replayed rows, drawn with `train.seed`, until they are `data.replay_share` of all training tokens.
-
-    Args:
-        recipe: has `data.replay`.
-        renderer: for the base's tokenizer.
-        table: the training rows.
-        report: the replayed rows are counted in it.
-
-    Raises:
-        UserError: the replayed rows cannot be read, cannot be trained on, or are too few.
-    """
-    data = recipe.data.model_copy(update={"format": "auto", "columns": {}, "overflow": "split"})
-    counts = DataReport()
-    builder = TableBuilder()
-    for chunk in Tokenizer(_Replayed(recipe.objective), renderer, 0.0).all(
-        examples(data, recipe.objective.formats, data.replay, counts)
-    ):
-        builder.extend(chunk.sides[0])
-        _count(chunk, counts)
-    _refuse_unusable(data, counts)
-    pool = apply_length_policy(data, recipe.objective, builder.table(), counts)
-    share = data.replay_share
-    target = share / (1 - share) * len(table.ids)
-    order = np.random.default_rng(recipe.train.seed).permutation(len(pool))
-    drawn = int(np.searchsorted(np.cumsum(pool.lengths[order]), target)) + 1
-    if len(pool.ids) < target:
-        raise UserError(
-            f"data.replay holds {len(pool.ids):,} tokens, and data.replay_share: {share} needs {target:,.0f} for the "
-            f"{len(table.ids):,} of data.train. Give more rows, or lower the share."
-        )
-    builder = TableBuilder()
-    builder.extend(table)
-    for row in order[:drawn].tolist():
-        builder.add(*pool[row], pool.source(row))
-    report.replay_rows, report.replayed = len(pool), drawn
-    report.replayed_tokens = int(pool.lengths[order[:drawn]].sum())
-    return builder.table()
 
 
 def _count(chunk: Chunk, report: DataReport) -> None:

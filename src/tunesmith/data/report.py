@@ -2,8 +2,10 @@
 
 import re
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from tunesmith.data.example import Source
+from tunesmith.data.mix import Contribution
 
 SHOWN = 5
 """Rows to name in a message or keep in a report."""
@@ -74,7 +76,7 @@ class DataReport:
         examples: training examples, after splitting and dropping.
         truncated, split, dropped: examples over `data.max_length`, by what was done with them.
         joined: rows of `data.max_length` tokens that concatenated documents were cut into.
-        replayed, replayed_tokens: rows of `data.replay` among the training examples, out of `replay_rows`.
+        sources: what each source of a mix contributes, in its order; empty if there is only one.
         unlearnable: pieces of split examples without a loss token, left out.
         tokens, loss_tokens: in the training examples.
         held_out_tokens, held_out_loss_tokens: in the held-out ones.
@@ -97,9 +99,7 @@ class DataReport:
     dropped: int = 0
     unlearnable: int = 0
     joined: int = 0
-    replay_rows: int = 0
-    replayed: int = 0
-    replayed_tokens: int = 0
+    sources: tuple[Contribution, ...] = ()
     tokens: int = 0
     loss_tokens: int = 0
     held_out_tokens: int = 0
@@ -107,3 +107,9 @@ class DataReport:
     longest: int = 0
     length_histogram: list[tuple[int, int]] = field(default_factory=list)
     cached: bool = False
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any], **changes: Any) -> "DataReport":
+        """The report that `dataclasses.asdict` made, with changes."""
+        sources = tuple(Contribution(**each) for each in values.get("sources", ()))
+        return cls(**{**values, "sources": sources, **changes})

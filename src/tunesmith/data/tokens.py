@@ -72,6 +72,7 @@ class TokenTable:
             read.
         completions: the parts of the rows, if they hold several completions of one beginning.
         columns: (tokens,) float32 by name: what the objective knows of each token, such as its advantage.
+        source_rows: how many rows each source of a mix has, which follow one another; empty if they are not known.
     """
 
     ids: NDArray[np.int32]
@@ -85,6 +86,7 @@ class TokenTable:
     features: NDArray[np.float32] | None = None
     completions: Completions | None = None
     columns: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+    source_rows: tuple[int, ...] = ()
 
     @classmethod
     def build(cls, rows: Iterable[Tokens]) -> "TokenTable":
@@ -125,12 +127,18 @@ class TokenTable:
 
     def rows(self) -> Iterator[Tokens]:
         """Each row with its source, its targets and its completions if it has some."""
-        for index in range(len(self)):
-            targets = None if self.targets is None else tuple(self.targets_of(index).tolist())
-            if self.completions is not None:
-                yield (*self[index], self.source(index), targets, self.completions.of(index))
-            else:
-                yield (*self[index], self.source(index), *(() if targets is None else (targets,)))
+        return map(self.tokens_of, range(len(self)))
+
+    def tokens_of(self, index: int) -> Tokens:
+        """A row with its source, its targets and its completions if it has some."""
+        targets = None if self.targets is None else tuple(self.targets_of(index).tolist())
+        if self.completions is not None:
+            return (*self[index], self.source(index), targets, self.completions.of(index))
+        return (*self[index], self.source(index), *(() if targets is None else (targets,)))
+
+    def take(self, indices: NDArray[np.int64]) -> "TokenTable":
+        """The rows with these indices, in that order."""
+        return TokenTable.build(self.tokens_of(index) for index in indices.tolist())
 
     def targets_of(self, index: int) -> NDArray[np.float32]:
         """(values,) the row's targets; only for tables with targets."""

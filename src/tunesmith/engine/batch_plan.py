@@ -105,6 +105,7 @@ class BatchPlan:
             tokens_per_batch=self.tokens_per_batch,
             pack=self.recipe.data.pack,
             shuffle=train.shuffle,
+            order=self.recipe.data.order,
             seed=train.seed,
             padded=not packed,
         )
@@ -132,6 +133,7 @@ class BatchPlan:
             tokens_per_batch=self.tokens_per_batch,
             pack=True,
             shuffle=train.shuffle,
+            order=self.recipe.data.order,
             seed=train.seed,
             padded=not packed,
             rows_per_step=plan.prompts,

@@ -10,6 +10,7 @@ from pathlib import Path
 from statistics import median_low
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -59,7 +60,7 @@ class Loop:
         directory: the run's directory.
         events: receives every event of the run.
         device: where the model is.
-        first_replayed: the index of the first row of `data.replay`, after the task's own; None: there are none.
+        sources: the names of the sources of a mix, in the order of their rows; empty: there is only one.
         phases: samples what the steps are trained on; None: they are trained on the rows of `batches`.
         state: the progress so far.
         recent: seconds that the latest steps, evaluations and checkpoints took, by part, to predict what is left.
@@ -80,7 +81,7 @@ class Loop:
     directory: Path
     events: Events
     device: torch.device
-    first_replayed: int | None = None
+    sources: tuple[str, ...] = ()
     phases: Phases | None = None
     state: LoopState = field(default_factory=LoopState)
     recent: dict[str, deque[float]] = field(default_factory=lambda: defaultdict(lambda: deque(maxlen=RECENT)))
@@ -289,7 +290,7 @@ class Loop:
             tokens=tokens,
             loss_tokens=loss_tokens,
             **self.objective.take_notes(),
-            **self._replayed(batches),
+            **self._by_source(batches),
             **({} if self.phases is None else self.phases.take_metrics()),
             seconds=seconds,
             seconds_left=self.seconds_left(),
@@ -297,12 +298,15 @@ class Loop:
         self._watch_for_nan(loss, norm, batches)
         return result
 
-    def _replayed(self, batches: Sequence[Batch]) -> dict[str, int]:
-        """How many of the loss tokens are of replayed rows, in a run that has such rows: their loss is in the sum."""
-        if self.first_replayed is None:
+    def _by_source(self, batches: Sequence[Batch]) -> dict[str, dict[str, int]]:
+        """How many of the loss tokens are of each source of a mix: the loss is in the sum of all."""
+        if not self.sources or self.phases is not None:
             return {}
-        rows = [pair for batch in batches for pair in zip(batch.rows, batch.loss_tokens_per_row, strict=False)]
-        return {"replayed_loss_tokens": sum(tokens for row, tokens in rows if row >= self.first_replayed)}
+        ends, counts = np.cumsum(self.table.source_rows), dict.fromkeys(self.sources, 0)
+        for batch in batches:
+            for row, tokens in zip(batch.rows, batch.loss_tokens_per_row, strict=False):
+                counts[self.sources[int(np.searchsorted(ends, row, side="right"))]] += tokens
+        return {"loss_tokens_by_source": counts}
 
     def forget_batches(self) -> None:
         """Drop the batches since the last step, with their gradients."""

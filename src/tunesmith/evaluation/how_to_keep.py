@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.config.recipe import Recipe
+from tunesmith.data.prepare import all_paths
 from tunesmith.data.read import fingerprint
 from tunesmith.engine.allocator import keep_freed_memory
 from tunesmith.errors import UserError
@@ -150,9 +151,7 @@ def _reruns(run: Run, steps: int, texts: Sequence[str]) -> Iterator[_Rerun]:
 
 def _rows_digest(recipe: Recipe) -> str:
     """Of the content of all files of rows, so that other rows make other reruns."""
-    data = recipe.data
-    held_out = data.held_out if isinstance(data.held_out, list) else []
-    files = fingerprint([*data.train, *held_out, *data.replay], recipe.directory)
+    files = fingerprint(all_paths(recipe.data), recipe.directory)
     return digest_of(list(files.values()))[:8]
 
 

@@ -12,8 +12,7 @@ import torch
 from tunesmith.config.method import MethodConfig, with_defaults
 from tunesmith.config.recipe import Recipe
 from tunesmith.config.registry import DEFAULT_METHOD, METHODS, config_classes
-from tunesmith.data.prepare import examples, prepare, resolve
-from tunesmith.data.report import DataReport
+from tunesmith.data.prepare import prepare, resolve, training_rows
 from tunesmith.data.tokens import TokenTable
 from tunesmith.engine.batch_plan import BatchPlan
 from tunesmith.engine.trainable import cap_max_length
@@ -119,7 +118,7 @@ def _by_characters(recipe: Recipe) -> TokenTable:
     """Rows with the estimated token counts of their texts."""
 
     def lengths() -> Iterator[int]:
-        for example in examples(recipe.data, recipe.objective.formats, recipe.data.train, DataReport()):
+        for example in training_rows(recipe.data, recipe.objective.formats):
             messages = example.messages or ({"content": example.text},)
             texts = (message.get(key) or "" for message in messages for key in ("content", "reasoning_content"))
             text = sum(len(str(each)) for each in texts)

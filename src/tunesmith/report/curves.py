@@ -9,7 +9,7 @@ from tunesmith.run import Event
 
 OF_EVERY_STEP = frozenset(
     {
-        "loss", "grad_norm", "learning_rate", "step", "total_steps", "tokens", "loss_tokens", "replayed_loss_tokens",
+        "loss", "grad_norm", "learning_rate", "step", "total_steps", "tokens", "loss_tokens", "loss_tokens_by_source",
         "seconds", "seconds_left", "time",
     }
 )  # fmt: skip
@@ -28,8 +28,8 @@ def curves(steps: Sequence[Event], evaluations: Sequence[Event], unit: str) -> l
         unit: of the loss.
     """
     losses = _points(steps, "loss")
-    has_replay = any("replayed_loss_tokens" in event for event in steps)
-    each_step = "each step, with replayed rows" if has_replay else "each step"
+    is_mix = any("loss_tokens_by_source" in event for event in steps)
+    each_step = "each step, all sources" if is_mix else "each step"
     held_out = Line(
         "held out, 95 % interval",
         _points(evaluations, "loss"),

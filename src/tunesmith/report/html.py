@@ -1,6 +1,7 @@
 """A run as one HTML page: outcome, charts, data, predicted and measured cost, samples, provenance."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +34,6 @@ COUNTS = {
     "split": "examples split at the maximum length",
     "dropped": "examples over the maximum length, left out",
     "joined": "rows cut from concatenated documents",
-    "replayed": "of them from replayed rows",
-    "replayed_tokens": "their tokens",
     "unlearnable": "pieces without loss tokens, left out",
     "examples": "training examples",
     "tokens": "their tokens",
@@ -132,6 +131,7 @@ def _shown(run: Run) -> dict[str, Any]:
             for name, label in COUNTS.items()
             if data.get(name) or name in ALWAYS & {*data}
         ],
+        "sources": [_source(source, data) for source in data.get("sources", ())],
         "format": data.get("format"),
         "histogram": Markup(lengths(data)),
         "bad_rows": [*data.get("malformed_rows", ()), *data.get("unusable_rows", ())],
@@ -147,6 +147,15 @@ def _shown(run: Run) -> dict[str, Any]:
         "recipe": (run.directory / "recipe.yaml").read_text(encoding="utf-8"),
         "provenance": json.dumps(provenance, indent=2, ensure_ascii=False) if provenance else "",
     }
+
+
+def _source(source: dict[str, Any], data: Event) -> tuple[str, ...]:
+    """A source of a mix: its name, examples, how many were drawn, how often, tokens, their part, loss tokens."""
+    part = number(source.get("tokens")) / (number(data.get("tokens")) or math.nan)
+    often = number(source.get("drawn")) / (number(source.get("available")) or math.nan)
+    counts = (count(source.get(name)) for name in ("available", "drawn"))
+    tokens, loss_tokens = count(source.get("tokens")), count(source.get("loss_tokens"))
+    return str(source.get("name")), *counts, figure(often, "{:.2f}"), tokens, figure(part, "{:.1%}"), loss_tokens
 
 
 def _last(kinds: dict[str, list[Event]], kind: str) -> Event:

@@ -140,7 +140,7 @@ class Progress:
         self._total = self._first = self._done = 0
         self._lines = LineTimes(0, self._clock)
         self._losses: deque[tuple[float, float]] = deque(maxlen=RECENT_STEPS)
-        self._replayed: deque[float] = deque(maxlen=RECENT_STEPS)
+        self._sources: deque[dict[str, float]] = deque(maxlen=RECENT_STEPS)
         self._rewards: deque[float] = deque(maxlen=RECENT_STEPS)
         self._speeds: deque[tuple[float, float]] = deque(maxlen=RECENT_STEPS)
         self._evaluations: dict[str, Any] = {}
@@ -189,6 +189,8 @@ class Progress:
         share = figure(number(loss_tokens) / number(tokens), " ({:.0%})") if tokens else ""
         learned = f", of which {count(loss_tokens)}{share} are loss tokens" if loss_tokens else ""  # prompts have none
         self._print("tokens", f"{count(tokens)}{learned}")
+        for source in event.get("sources", ()):
+            self._print("", _contribution(source, number(tokens)))
         for name, label in COUNTED.items():
             if event.get(name):
                 self._print("", f"{count(event[name])} {label}", style=WARNING)
@@ -247,7 +249,7 @@ class Progress:
         loss = number(event.get("loss"))
         if math.isfinite(loss):
             self._losses.append((loss, number(event.get("loss_tokens") or 1)))
-            self._replayed.append(number(event.get("replayed_loss_tokens") or 0))
+            self._sources.append(event.get("loss_tokens_by_source") or {})
         if "reward" in event:
             self._rewards.append(number(event["reward"]))
         self._speeds.append((number(event.get("tokens") or 0), number(event.get("seconds") or 0)))
@@ -263,12 +265,14 @@ class Progress:
         return f"recent reward {figure(fmean(self._rewards))}" if self._rewards else ""
 
     def _recent_loss(self) -> str:
-        """Of the last steps together, per loss token; and how many of these tokens are of replayed rows, whose loss
-        differs from the task's, so that it moves with their share."""
+        """Of the last steps together, per loss token; and which part of these tokens is of each further source of a
+        mix: their losses differ, so that the loss moves with their parts."""
         tokens = sum(weight for _, weight in self._losses)
         loss = figure(sum(loss * weight for loss, weight in self._losses) / tokens if tokens else math.nan)
-        replayed = sum(self._replayed)
-        return f"loss {loss} ({replayed / tokens:.0%} replay)" if replayed else f"recent loss {loss}"
+        names = list(dict.fromkeys(name for step in self._sources for name in step))[1:]
+        parts = {name: sum(step.get(name, 0) for step in self._sources) / tokens for name in names} if tokens else {}
+        shown = ", ".join(f"{part:.0%} {name}" for name, part in parts.items() if part)
+        return f"loss {loss} ({shown})" if shown else f"recent loss {loss}"
 
     def _recent_speed(self) -> float:
         """Of the last steps together, in tokens per second."""
@@ -369,6 +373,16 @@ def _beside(measured: Any, predicted: Any, formatted: Any) -> str:
     return f"{formatted(measured)}; predicted {formatted(predicted)}{f' ({off})' if off else ''}"
 
 
+def _contribution(source: dict[str, Any], tokens: float) -> str:
+    """`general: 1,204 of 9,000 examples, 51,000 tokens (10%)`, of a source of a mix."""
+    drawn, available = number(source["drawn"]), number(source["available"])
+    often = number(source.get("most_often"))
+    times = f", each up to {often:,.0f} times" if often > 1 else ""
+    of_all = count(available) if often > 1 or drawn == available else f"{count(drawn)} of {count(available)}"
+    part = figure(number(source["tokens"]) / tokens, " ({:.0%})") if tokens else ""
+    return f"{source['name']}: {of_all} examples{times}, {count(source['tokens'])} tokens{part}"
+
+
 COUNTED = {
     "malformed": "malformed rows left out",
     "unusable": "unusable rows left out",
@@ -377,7 +391,6 @@ COUNTED = {
     "dropped": "examples over data.max_length left out",
     "unlearnable": "pieces of split examples without loss tokens left out",
     "joined": "rows cut from concatenated documents",
-    "replayed": "rows of data.replay among the examples",
     "separate_turns": "earlier turns turned into separate examples, since the chat template rewrites them later",
 }
 """Labels of the counts in a `data` event that the user should see if they are not zero."""

@@ -123,7 +123,6 @@ def loop_of(
 ) -> Loop:
     layout = batch_plan.layout(packs(plain_model(model)))
     peak, masters = masters_of(recipe, model, objective)
-    report = prepared.report
     events = Events()
     phases = None
     plan = recipe.objective.rollouts
@@ -154,7 +153,7 @@ def loop_of(
         directory=run.directory,
         events=events,
         device=device,
-        first_replayed=len(prepared.train) - report.replayed if report.replayed else None,
+        sources=tuple(source.name for source in prepared.report.sources),
         phases=phases,
     )
 
