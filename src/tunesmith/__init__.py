@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from tunesmith.config.schema import recipe_schema
     from tunesmith.config.suggestion import init
     from tunesmith.curation.balance import data_balance
+    from tunesmith.curation.clean import data_clean
     from tunesmith.curation.diff import data_diff
+    from tunesmith.curation.restore import data_restore
     from tunesmith.curation.sample import data_sample
     from tunesmith.curation.split import data_split
     from tunesmith.data.example import Example
@@ -83,7 +85,9 @@ _MODULES = {
     "combine": "tunesmith.exporting.combine",
     "compare": "tunesmith.comparing.compare",
     "data_balance": "tunesmith.curation.balance",
+    "data_clean": "tunesmith.curation.clean",
     "data_diff": "tunesmith.curation.diff",
+    "data_restore": "tunesmith.curation.restore",
     "data_sample": "tunesmith.curation.sample",
     "data_split": "tunesmith.curation.split",
     "embed": "tunesmith.inference.verbs",
@@ -139,7 +143,9 @@ __all__ = [
     "combine",
     "compare",
     "data_balance",
+    "data_clean",
     "data_diff",
+    "data_restore",
     "data_sample",
     "data_split",
     "embed",

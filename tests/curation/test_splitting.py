@@ -157,7 +157,9 @@ def test_units_are_the_connected_rows(keys: list[tuple[int, int, int]]) -> None:
 
 
 def test_equal_texts_have_one_number_and_different_ones_their_own_group() -> None:
-    groups = NearGroups()
-    numbers = [groups.add(text) for text in ("a b c d", "A, b c d!", "e f g h", "")]
-    assert numbers == [0, 0, 1, 2]
-    assert len({groups.group(number) for number in numbers}) == 3
+    near = NearGroups()
+    numbers = [near.add(text) for text in ("a b c d", "A b  c d", "a, b c d!", "e f g h", "")]
+    assert numbers == [0, 0, 1, 2, 3]
+    groups = near.groups()
+    assert groups[0] == groups[1]
+    assert len(set(groups)) == 3

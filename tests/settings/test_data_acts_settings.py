@@ -10,6 +10,8 @@ from command import typed
 from curated import read, sentence, write
 from settings_coverage import shows
 
+from tunesmith.curation.verdicts import digest_of_line
+
 
 @pytest.fixture(autouse=True)
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -102,3 +104,31 @@ def test_diff_compares_two_files(here: Path) -> None:
     assert [(each["a"]["row"], each["b"]["row"], each["columns"]) for each in found["changed"]] == [(4, 3, ["text"])]
     assert found["labels"] == {"a": [40, 39], "b": [20, 20], "c": [0, 1]}
     assert "is compared with itself" in data("diff", "new.jsonl", "new.jsonl", code=2)
+
+
+@shows("tunesmith data clean sources", "tunesmith data clean --output", "tunesmith data clean --do",
+       "tunesmith data clean --verdicts", "tunesmith data clean --keep-secrets", "tunesmith data clean --seed",
+       "tunesmith data restore cleaned", "tunesmith data restore --output")  # fmt: skip
+def test_clean_writes_what_is_left_and_restore_undoes_it(here: Path) -> None:
+    rows = read(here / "rows.jsonl")
+    rows[5]["text"] += " Mail to anna.beck@firma.de."
+    rows.append(rows[7])
+    write(here / "dirty.jsonl", rows)
+    out = data("clean", "dirty.jsonl", "--output", "a.jsonl")
+    assert "Wrote a.jsonl: 60 of 61 rows (59 kept, 1 masked, 1 dropped)." in out
+    assert " exact_duplicates        1      1   dropped" in out
+    assert "The ledger leaves out what 1 rows with personal data or secrets were" in out
+    assert "1 rows stay masked" in data("restore", "a.jsonl", "--output", "back.jsonl")
+    data("clean", "dirty.jsonl", "--output", "b.jsonl", "--keep-secrets", "--seed", "other")
+    assert read(Path("a.jsonl"))[5] != read(Path("b.jsonl"))[5]
+    assert "byte for byte" in data("restore", "b.jsonl", "--output", "same.jsonl")
+    assert Path("same.jsonl").read_bytes() == Path("dirty.jsonl").read_bytes()
+    verdict = {"row": digest_of_line(json.dumps(rows[0]).encode()), "verdict": "drop", "reviewer": "anna"}
+    write(here / "verdicts.jsonl", [verdict])
+    out = data("clean", "dirty.jsonl", "--output", "c.jsonl", "--do", "exact_duplicates=keep", "--do",
+               "personal_data=drop", "--verdicts", "verdicts.jsonl")  # fmt: skip
+    assert "Wrote c.jsonl: 59 of 61 rows (2 dropped, 59 kept)." in out
+    assert "verdicts: 1 drop" in out
+    assert "--do nothing: write CHECK=ACTION" in data(
+        "clean", "dirty.jsonl", "--output", "d.jsonl", "--do", "nothing", code=2
+    )

@@ -14,6 +14,8 @@ CHECKS = {
     "empty": "tunesmith.checks.form:EMPTY",
     "exact_duplicates": "tunesmith.checks.repetition:EXACT_DUPLICATES",
     "near_duplicates": "tunesmith.checks.repetition:NEAR_DUPLICATES",
+    "personal_data": "tunesmith.checks.personal_data:PERSONAL_DATA",
+    "secrets": "tunesmith.checks.secrets:SECRETS",
 }
 """Where each check is: `module:NAME`, a `RowCheck` or a `TableCheck`. A new check is one file and one line here."""
 

@@ -167,6 +167,6 @@ SECRETS = RowCheck(
     name="secrets",
     title="Keys and passwords",
     severity="error",
-    advice="Revoke them if they are real, and mask them (`tunesmith data clean --mask`): a model can repeat them.",
+    advice="Revoke them if they are real, and mask them (`tunesmith data clean`): a model can repeat them.",
     find=_find,
 )

@@ -7,6 +7,7 @@ import gzip
 import json
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
@@ -30,6 +31,8 @@ BOM = b"\xef\xbb\xbf"
 LINES = (".jsonl", ".ndjson")
 """Extensions of files whose rows are written as they were."""
 
+SPACE = b" \t\r\n\v\f"
+
 Paths = str | Path | Sequence[str | Path]
 
 
@@ -43,12 +46,16 @@ class Item:
         example: the row as an example.
         line: the row as a line of JSON: the bytes that it had in a file of JSON lines; else its columns as JSON. Empty
             for a malformed row of another file.
+        before: what a file of JSON lines has between the row before and this one: blank lines, a byte order mark.
+        is_ended: whether its line ended with a line feed, which only the last line of a file may lack.
     """
 
     index: int
     row: Row | Malformed
     example: Example | Malformed
     line: bytes
+    before: bytes = b""
+    is_ended: bool = True
 
     @property
     def source(self) -> Source:
@@ -99,6 +106,8 @@ class Rows:
         self._events = Events(*subscribers)
         self._files = {each.shown: each for each in find(self.data.train, Path.cwd()) if isinstance(each, DataFile)}
         self._marks = self._stamps()
+        self.tails: dict[str, bytes] = {}
+        """What each file of JSON lines has after its last row, after `items`."""
 
     @property
     def paths(self) -> list[str]:
@@ -127,17 +136,33 @@ class Rows:
         Raises:
             UserError: a file cannot be read, or has changed since it was first read.
         """
-        format, columns = self.format, self.data.columns
         lines, progress = _Lines(self._files), _Progress(self._events, what, self.bytes)
-        try:
+        with closing(lines):
             for index, row in enumerate(read(self.paths, Path.cwd())):
-                line = lines.of(row)
-                progress.add(len(line))
-                yield Item(index, row, row if isinstance(row, Malformed) else to_example(row, format, columns), line)
-        finally:
-            lines.close()
+                line, before = lines.of(row)
+                progress.add(len(line) + len(before))
+                is_ended = line.endswith(b"\n") or not line
+                yield Item(index, row, self.example(row), line if is_ended else line + b"\n", before, is_ended)
+            lines.end_file()
+            self.tails = lines.tails
         progress.end()
         self.refuse_changed()
+
+    def example(self, row: Row | Malformed) -> Example | Malformed:
+        """A row as an example.
+
+        Args:
+            row: as read.
+        """
+        return row if isinstance(row, Malformed) else to_example(row, self.format, self.data.columns)
+
+    def keeps_lines(self, name: str) -> bool:
+        """Whether a file's rows are written with the bytes that they have.
+
+        Args:
+            name: of the file, as in sources.
+        """
+        return name in self._files and has_lines(self._files[name])
 
     @property
     def bytes(self) -> int:
@@ -170,32 +195,53 @@ class _Lines:
     def __init__(self, files: dict[str, DataFile]) -> None:
         self._files, self._current = files, ""
         self._stream: IO[bytes] | None = None
+        self.tails: dict[str, bytes] = {}
         self._number = 0
 
-    def of(self, row: Row | Malformed) -> bytes:
-        """The line of a row; rows come in order."""
+    def of(self, row: Row | Malformed) -> tuple[bytes, bytes]:
+        """The line of a row, and what is before it; rows come in order."""
         if row.source.file != self._current:
             self._open(row.source.file)
         if self._stream is None:
-            return b"" if isinstance(row, Malformed) else line_of(row)
-        line = b""
+            return (b"" if isinstance(row, Malformed) else line_of(row)), b""
+        line = before = b""
         while self._number < row.source.row:
+            before += line
             line = self._stream.readline()
             self._number += 1
-        line = line.removeprefix(BOM) if self._number == 1 else line
-        return line if line.endswith(b"\n") else line + b"\n"
+        if self._number == 1 and line.startswith(BOM):
+            return line.removeprefix(BOM), BOM
+        return line, before
 
     def _open(self, name: str) -> None:
-        self.close()
+        self.end_file()
         self._current, self._number = name, 0
-        file = self._files.get(name)
-        if file is not None and file.extension in LINES and file.path.suffix.lower() in (*LINES, ".gz"):
-            self._stream = cast(IO[bytes], gzip.GzipFile(file.path)) if file.is_gzip else file.path.open("rb")
+        if name in self._files and has_lines(self._files[name]):
+            self._stream = _opened(self._files[name])
+
+    def end_file(self) -> None:
+        """Read what is after the last row."""
+        if self._stream is not None:
+            self.tails[self._current] = self._stream.read()
+        self.close()
 
     def close(self) -> None:
         if self._stream is not None:
             self._stream.close()
             self._stream = None
+
+
+def has_lines(file: DataFile) -> bool:
+    """Whether its rows are the lines of a text file.
+
+    Args:
+        file: as found.
+    """
+    return file.extension in LINES and file.path.suffix.lower() in (*LINES, ".gz")
+
+
+def _opened(file: DataFile) -> IO[bytes]:
+    return cast(IO[bytes], gzip.GzipFile(file.path)) if file.is_gzip else file.path.open("rb")
 
 
 class _Progress:

@@ -144,7 +144,7 @@ def _look(rows: Rows, stratify: str | None, group: str | None, time: str | None,
             record = item.record
             assert record is not None
             seen.near.append(groups.add(record.prompt or record.answer))
-    seen.near = [groups.group(number) for number in seen.near]
+    seen.near = groups.groups()[seen.near].tolist()
     return seen
 
 

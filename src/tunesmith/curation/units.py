@@ -1,14 +1,16 @@
 """Rows that must not be separated: with the same input, in the same group, or nearly the same."""
 
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tunesmith.checks.near_runs import jaccard
-from tunesmith.checks.shingles import SIMILAR, shingled
-from tunesmith.checks.sketch import normalized
+from tunesmith.checks.near_runs import Sets, similar_rows
+from tunesmith.checks.shingles import Shingled, shingled
+from tunesmith.checks.sketch import hash_of, normalized
+
+BATCH = 1024
+"""Texts that are sketched at once."""
 
 Numbers = NDArray[np.int64]
 
@@ -30,30 +32,33 @@ def units(kinds: Sequence[NDArray[np.generic]]) -> Numbers:
 
 def _joined(units: Numbers, keys: Numbers) -> Numbers:
     """Units that share a key become one."""
+    first_key = int(units.max(initial=-1)) + 1
+    parts = _connected(units, first_key + keys, first_key + int(keys.max(initial=-1)) + 1)[units]
+    numbers: Numbers = np.unique(parts, return_inverse=True)[1].astype(np.int64)
+    return numbers
+
+
+def _connected(first: Numbers, second: Numbers, count: int) -> Numbers:
+    """The part of each of some nodes (count,) that edges from first to second connect."""
     from scipy.sparse import coo_matrix
     from scipy.sparse.csgraph import connected_components
 
-    first_key = int(units.max(initial=-1)) + 1
-    nodes = first_key + int(keys.max(initial=-1)) + 1
-    edges = coo_matrix((np.ones(len(units), np.int8), (units, first_key + keys)), (nodes, nodes))
-    parts: Numbers = connected_components(edges, directed=False)[1][units]
-    numbers: Numbers = np.unique(parts, return_inverse=True)[1].astype(np.int64)
-    return numbers
+    edges = coo_matrix((np.ones(len(first), np.int8), (first, second)), (count, count))
+    parts: Numbers = connected_components(edges, directed=False)[1].astype(np.int64)
+    return parts
 
 
 class NearGroups:
     """Groups of texts, each of which is nearly the same as another one of its group.
 
-    The similarity of two texts that have candidates in common by MinHash is computed exactly. A chain of texts, each
-    like the next, is one group, as it has to be where no text may be separated from one that is like it.
+    The similarity of texts that share a band of their MinHash sketches is computed exactly. Unlike the duplicates that
+    a check marks, a chain of texts, each like the next, is one group: none may be separated from one that is like it.
     """
 
-    def __init__(self, least: float = SIMILAR) -> None:
-        self._least = least
-        self._parents: list[int] = []
-        self._sets: list[NDArray[np.uint32]] = []
-        self._known: dict[bytes, int] = {}
-        self._buckets: defaultdict[tuple[int, int], list[int]] = defaultdict(list)
+    def __init__(self) -> None:
+        self._known: dict[int, int] = {}
+        self._waiting: list[str] = []
+        self._parts: list[Shingled] = []
 
     def add(self, text: str) -> int:
         """Add a text.
@@ -62,41 +67,32 @@ class NearGroups:
             text: any.
 
         Returns:
-            Its number; equal ones have the same.
+            Its number; those that differ in case and white space alone have the same.
         """
-        found = shingled([normalized(text)])
-        elements, bands = found.shingles, found.bands[0]
-        key = elements.tobytes()
-        if key in self._known:
-            return self._known[key]
-        number = self._known[key] = len(self._sets)
-        self._sets.append(elements)
-        self._parents.append(number)
-        for other in self._candidates(number, elements, bands):
-            if self.group(other) != self.group(number) and jaccard(elements, self._sets[other]) >= self._least:
-                self._parents[self.group(other)] = self.group(number)
-        return number
+        plain = normalized(text)
+        key = hash_of(plain)
+        if key not in self._known:
+            self._known[key] = len(self._known)
+            self._waiting.append(plain)
+            if len(self._waiting) == BATCH:
+                self._sketch()
+        return self._known[key]
 
-    def group(self, number: int) -> int:
-        """The group of a text.
+    def groups(self) -> Numbers:
+        """The group of each number (numbers,)."""
+        self._sketch()
+        count = len(self._known)
+        if not count:
+            return np.empty(0, np.int64)
+        shingles, counts, bands = (
+            np.concatenate([getattr(part, name) for part in self._parts]) for name in ("shingles", "counts", "bands")
+        )
+        # Each text once to look up and once to be found: so it is compared with all others, not with representatives.
+        twice = Sets(*(np.concatenate([array, array]) for array in (shingles, counts, bands)))
+        pairs = similar_rows(twice, given=count)
+        return _connected(pairs.rows - count, pairs.others, count)
 
-        Args:
-            number: of the text, as `add` returns it.
-        """
-        while self._parents[number] != number:
-            self._parents[number] = self._parents[self._parents[number]]
-            number = self._parents[number]
-        return number
-
-    def _candidates(self, number: int, elements: NDArray[np.uint32], bands: NDArray[np.uint32]) -> Iterator[int]:
-        """Texts that share a band and whose size allows the similarity, once each."""
-        seen: set[int] = set()
-        for key in enumerate(bands.tolist()):
-            bucket = self._buckets[key]
-            for other in bucket:
-                if other not in seen:
-                    seen.add(other)
-                    sizes = sorted((len(elements), len(self._sets[other])))
-                    if sizes[0] >= self._least * sizes[1]:
-                        yield other
-            bucket.append(number)
+    def _sketch(self) -> None:
+        if self._waiting:
+            self._parts.append(shingled(self._waiting))
+            self._waiting = []

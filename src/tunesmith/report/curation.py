@@ -12,7 +12,9 @@ from tunesmith.report.colors import WARNING
 
 if TYPE_CHECKING:
     from tunesmith.curation.balance import Balance
+    from tunesmith.curation.clean import Cleaned
     from tunesmith.curation.diff import Difference
+    from tunesmith.curation.restore import Restored
     from tunesmith.curation.sample import Sample
     from tunesmith.curation.split import Split
     from tunesmith.data.report import Reason
@@ -166,4 +168,61 @@ def _shifts(difference: "Difference") -> list[RenderableType]:
             for side, quantiles in zip("AB", both, strict=True):
                 table.add_row(f"{part}, {side}", *(f"{value:,}" for value in quantiles))
         parts.append(table)
+    return parts
+
+
+def cleaned_parts(cleaned: "Cleaned") -> list[RenderableType]:
+    """What `data_clean` wrote.
+
+    Args:
+        cleaned: its result.
+    """
+    fates = ", ".join(f"{count:,} {fate}" for fate, count in cleaned.fates.items())
+    parts: list[RenderableType] = [
+        Text(f"Wrote {cleaned.file}: {cleaned.written:,} of {cleaned.read:,} rows ({fates}).")
+    ]
+    shown = [done for done in cleaned.done if done.marked]
+    if shown:
+        table = Table(box=SIMPLE_HEAD, pad_edge=False)
+        for title, justify in (("check", "left"), ("marked", "right"), ("done", "right"), ("", "left")):
+            table.add_column(title, justify="right" if justify == "right" else "left")
+        for done in shown:
+            table.add_row(done.check, f"{done.marked:,}", f"{done.rows:,}", PAST[done.action])
+        parts.append(table)
+    if cleaned.verdicts:
+        parts.append(Text("verdicts: " + ", ".join(f"{count:,} {kind}" for kind, count in cleaned.verdicts.items())))
+    parts.append(Text(f"Wrote {cleaned.ledger}: every row's fate. tunesmith data restore undoes it."))
+    if cleaned.hidden:
+        parts.append(
+            Text(
+                f"The ledger leaves out what {cleaned.hidden:,} rows with personal data or secrets were; "
+                "--keep-secrets keeps it.",
+                style=WARNING,
+            )
+        )
+    return parts
+
+
+PAST = {"drop": "dropped", "mask": "masked", "fix": "fixed"}
+
+
+def restored_parts(restored: "Restored") -> list[RenderableType]:
+    """What `data_restore` wrote.
+
+    Args:
+        restored: its result.
+    """
+    parts: list[RenderableType] = []
+    for file in restored.files:
+        how = "byte for byte as it was" if file in restored.exact else "as lines of JSON"
+        parts.append(Text(f"Wrote {file}, {how}."))
+    parts.append(Text(f"{restored.rows:,} rows."))
+    if restored.masked:
+        parts.append(
+            Text(f"{restored.masked:,} rows stay masked: the ledger has no secrets.", style=WARNING),
+        )
+    if restored.missing:
+        parts.append(
+            Text(f"{restored.missing:,} malformed rows are missing: the ledger has no lines of them.", style=WARNING)
+        )
     return parts
