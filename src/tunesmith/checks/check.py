@@ -2,9 +2,12 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from tunesmith.checks.record import Record
+
+if TYPE_CHECKING:
+    from tunesmith.checks.table import Tables
 
 Severity = Literal["error", "warning", "note"]
 """An `error` stops a run that asks for checks; a `warning` should be looked at; a `note` is worth knowing."""
@@ -20,6 +23,7 @@ class RowCheck:
         severity: of a row that it marks.
         advice: what to do about the rows that it marks, as a sentence.
         find: what is wrong with the row, as a short clause that quotes it; None if nothing is.
+        stands: whether what was found counts, once all rows are known: a property of the set may explain it.
     """
 
     name: str
@@ -27,3 +31,4 @@ class RowCheck:
     severity: Severity
     advice: str
     find: Callable[[Record], str | None]
+    stands: Callable[["Tables"], bool] | None = None

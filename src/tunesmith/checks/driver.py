@@ -13,6 +13,7 @@ from tunesmith.checks import registry
 from tunesmith.checks.check import RowCheck
 from tunesmith.checks.fingerprints import is_unchanged
 from tunesmith.checks.inputs import Input, Task, inputs, tasks
+from tunesmith.checks.language import languages
 from tunesmith.checks.result import CheckResult, DataChecks, line_of, read_result, write_result
 from tunesmith.checks.scan import Part, Scanner, part_of, start
 from tunesmith.checks.table import Files, Table, Tables
@@ -80,6 +81,7 @@ class _Run:
         summary = {
             "formats": {each.name: each.layout.format for each in files},
             "labels": dict(rows.labels.most_common()),
+            "languages": languages(rows),
         }
         found = DataChecks(rows.rows, tuple(each.name for each in files), results, summary, self._directory)
         write_result(found)
@@ -107,6 +109,9 @@ class _Run:
             path = tables.rows.marks(check.name)
             if isinstance(check, RowCheck):
                 count = tables.rows.counts[check.name]
+                if count and check.stands is not None and not check.stands(tables):
+                    count = 0
+                    path.unlink()
             elif check.when(tables):
                 count = _write(check, tables, path)
             else:

@@ -12,10 +12,15 @@ from tunesmith.errors import UserError
 CHECKS = {
     "malformed": "tunesmith.checks.form:MALFORMED",
     "empty": "tunesmith.checks.form:EMPTY",
-    "exact_duplicates": "tunesmith.checks.repetition:EXACT_DUPLICATES",
-    "near_duplicates": "tunesmith.checks.repetition:NEAR_DUPLICATES",
+    "encoding": "tunesmith.checks.encoding:ENCODING",
+    "control_tokens": "tunesmith.checks.markup:CONTROL_TOKENS",
+    "html": "tunesmith.checks.markup:HTML",
+    "truncated_answers": "tunesmith.checks.endings:TRUNCATED_ANSWERS",
+    "wrong_language": "tunesmith.checks.language:WRONG_LANGUAGE",
     "personal_data": "tunesmith.checks.personal_data:PERSONAL_DATA",
     "secrets": "tunesmith.checks.secrets:SECRETS",
+    "exact_duplicates": "tunesmith.checks.repetition:EXACT_DUPLICATES",
+    "near_duplicates": "tunesmith.checks.repetition:NEAR_DUPLICATES",
 }
 """Where each check is: `module:NAME`, a `RowCheck` or a `TableCheck`. A new check is one file and one line here."""
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from tunesmith.checks.endings import ending
+from tunesmith.checks.language import code_of, language_of
 from tunesmith.checks.record import Record
 from tunesmith.checks.shingles import BANDS, shingled
 
@@ -21,9 +23,11 @@ ROW_COLUMNS: dict[str, tuple[type[np.generic], int]] = {
     "label": (np.uint64, 1),
     "prompt_length": (np.uint32, 1),
     "answer_length": (np.uint32, 1),
+    "language": (np.uint32, 1),
+    "ending": (np.uint8, 1),
 }
 """Each column's type and width: the row's number in its file; 64-bit hashes of the normalized texts, 0 if there is
-none; lengths in characters."""
+none; lengths in characters; the language's code (0 if it is not known) and how the answer ends, as numbers."""
 
 VIEWS = ("text", "prompt")
 """What of a row can be a set of shingles: all of its texts, or its prompt if it has an answer too."""
@@ -84,7 +88,8 @@ def _sketch(record: Record) -> tuple[tuple[int, ...], dict[str, str]]:
         hash_of(answer),
         hash_of(label),
     )
-    row = (record.source.row, *hashes, len(record.prompt), len(record.answer))
+    lengths = (len(record.prompt), len(record.answer))
+    row = (record.source.row, *hashes, *lengths, code_of(language_of(record)), ending(record))
     return row, {"text": " ".join(texts), "prompt": prompt if len(texts) > 1 else ""}
 
 
