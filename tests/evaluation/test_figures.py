@@ -1,5 +1,6 @@
 """Figures: their sign and unit, and intervals that contain the value, and the true value as often as promised."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -502,6 +503,32 @@ def test_calibration_errors_equal_the_papers_sum_over_bins(rows: NDArray[np.int6
     assert PREDICTION_METRICS["calibration_of_labels"].of(labels)(rows) == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("rows", [np.arange(80), DRAWN_ROWS])
+def test_the_calibration_error_of_rewards_is_that_of_which_answer_is_better(rows: NDArray[np.int64]) -> None:
+    draw = np.random.default_rng(5)
+    rewards = draw.normal(0, 2, (80, 2))
+    first_is_better = draw.random(80) < 0.7
+    scores = np.stack([first_is_better, ~first_is_better], 1)
+    predictions = Predictions(list(rewards[..., None]), list(1.0 * scores[..., None]), ("reward",))
+    difference = rewards[:, 0] - rewards[:, 1]
+    confidence = 1 / (1 + np.exp(-abs(difference)))
+    expected = calibration_by_hand(confidence[rows], ((difference > 0) == first_is_better)[rows])
+    assert PREDICTION_METRICS["pair_calibration_error"].of(predictions)(rows) == pytest.approx(expected)
+
+
+def test_rewards_are_calibrated_over_all_pairs_of_a_ranking_but_ties() -> None:
+    """σ(2) and σ(1), both right, and σ(1), which is wrong; the fourth answer is as good as the third."""
+    predictions = Predictions(
+        [np.array([[2.0], [0.0], [1.0]]), np.array([[0.0], [0.0]])],
+        [np.array([[2.0], [1.0], [1.0]]), np.array([[1.0], [0.0]])],
+        ("reward",),
+    )
+    of = PREDICTION_METRICS["pair_calibration_error"].of(predictions)
+    two, one = 1 / (1 + math.exp(-2)), 1 / (1 + math.exp(-1))
+    assert of(np.array([0])) == pytest.approx(((1 - two) + (1 - one)) / 2)
+    assert of(np.array([1])) == 0.0  # equal rewards: a probability of one half, half right
+
+
 def label_predictions(outputs: Any, targets: Any) -> Predictions:
     return Predictions([np.array([row]) for row in outputs], [np.array([row]) * 1.0 for row in targets], tuple("abcd"))
 
@@ -664,6 +691,10 @@ GOOD_AND_BAD: dict[str, tuple[Predictions, Predictions]] = {
         ("accuracy", "macro_f1", "calibration_error"),
         (class_predictions([[1.0, 0.0], [0.0, 1.0]], [0, 1]), class_predictions([[1.0, 0.0], [0.9, 0.1]], [1, 1])),
     ),
+    "pair_calibration_error": (
+        Predictions([np.array([[999.0], [0.0]])], [np.array([[1.0], [0.0]])], ("reward",)),
+        Predictions([np.array([[0.0], [999.0]])], [np.array([[1.0], [0.0]])], ("reward",)),
+    ),
     **dict.fromkeys(
         ("exact_match_of_labels", "micro_f1", "macro_f1_of_labels", "calibration_of_labels"),
         (label_predictions([[1.0, 0, 0, 1]], [[1, 0, 0, 1]]), label_predictions([[1.0, 0, 1, 1]], [[0, 1, 0, 1]])),
@@ -703,6 +734,7 @@ TITLES = {
     "accuracy": "accuracy",
     "macro_f1": "macro F1",
     "calibration_error": "calibration error",
+    "pair_calibration_error": "calibration error",
     "exact_match_of_labels": "exact match",
     "micro_f1": "micro F1",
     "macro_f1_of_labels": "macro F1",

@@ -110,6 +110,7 @@ PROPERTIES: dict[str, dict[str, Any]] = {
         "commands": ("reward",),
         "is_new": True,
         "has_probabilities": False,
+        "metrics": ("pair_calibration_error",),
     },
     "token_classification": {
         "auto_class": AutoModelForTokenClassification,

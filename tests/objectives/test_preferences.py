@@ -23,7 +23,7 @@ from tunesmith.heads.reward import RewardHead
 from tunesmith.heads.sequence_classification import class_logits
 from tunesmith.models.attention import branches
 from tunesmith.models.forward import token_log_probs
-from tunesmith.objectives.preference import completion_log_probs
+from tunesmith.objectives.preference import completion_log_probs, length_bias, lengths_of_completions, row_pairs
 from tunesmith.training.reference import FILE
 from tunesmith.training.trainer import Trainer
 
@@ -104,6 +104,18 @@ def test_a_row_counts_once_whatever_is_beside_it(kind: str) -> None:
     assert collate(table, [0, 1, 2]).loss_tokens == 3
     losses = objective.losses(model, collate(table, [2, 0]))
     assert losses.tolist() == pytest.approx([alone[2], alone[0]], rel=1e-6)
+
+
+def test_length_bias_is_how_much_more_often_the_longer_answer_is_ahead_than_better() -> None:
+    answers = [[[5] * count for count in row] for row in ((3, 2), (5, 3), (6, 1, 1))]
+    scores = [[1.0, 0.0], [0.0, 1.0], [1.0, 1.0, 0.0]]
+    batch = collate(completions_table(scores, with_targets=True, completions=answers), [0, 1, 2])
+    lengths = lengths_of_completions(batch)
+    assert lengths.tolist() == [3, 2, 5, 3, 6, 1, 1]
+    assert batch.completions is not None
+    pairs = row_pairs(batch.completions, "all", torch.device("cpu"), with_ties=True)
+    for rewards, expected in ((lengths.float(), [0, 1, 1 / 6]), (-lengths.float(), [-1, 0, -1 / 2])):
+        assert pairs.mean(length_bias(pairs, rewards, lengths), 3).tolist() == pytest.approx(expected)
 
 
 def pairs_file(directory: Path, count: int = 24) -> Path:
@@ -212,6 +224,7 @@ def test_a_reward_model_rates_answers_as_in_training_and_transformers_reads_it(b
     run = tunesmith.train({**recipe, "objective": {"kind": "reward"}, "method": {"kind": "full"}}, tmp_path / "run")
     *_, last = [event for event in run.events() if event["event"] == "evaluation"]
     assert last["accuracy"] == 1.0
+    assert last["length_bias"] == 0.0
     model = tunesmith.load(run.directory, precision="fp32")
     good, bad = model.reward(["Count to 7."] * 2, ["7, sir.", "No !!"])
     assert good > bad

@@ -101,11 +101,16 @@ def figures_of(side: Side, tasks: Sequence[Task], head: Head, metrics: Mapping[s
     return figures | (answer_figures(side.answers, tasks, metrics) if side.answers else {})
 
 
-COMPARISONS = {
-    "accuracy": ("pairs in order", "share of pairs in which the better answer is ahead, ties half", True),
-    "margin": ("margin", "how far the better answer is ahead", True),
+COMPARISONS: dict[str, tuple[str, str, Better]] = {
+    "accuracy": ("pairs in order", "share of pairs in which the better answer is ahead, ties half", "higher"),
+    "margin": ("margin", "how far the better answer is ahead", "higher"),
+    "length_bias": (
+        "length bias",
+        "share of pairs with the longer answer ahead, less that where it is better",
+        "neither",
+    ),
 }
-"""What objectives report beside their loss: title, explanation, and whether higher is better."""
+"""What objectives report beside their loss: title, explanation, and which direction is good."""
 
 
 def loss_figures(losses: RowLosses, units: Sequence[str], head: Head, unit: str) -> Figures:
@@ -126,8 +131,8 @@ def loss_figures(losses: RowLosses, units: Sequence[str], head: Head, unit: str)
         for name in (head.loss_metrics(loss.value) if unit == PER_TOKEN else ())
     }
     for name, sums in losses.others.items():
-        title, explanation, higher = COMPARISONS.get(name, (name.replace("_", " "), "of the objective", True))
-        others[name] = ratio_of(sums, losses.counts, units, title, explanation, "higher" if higher else "lower", "")
+        title, explanation, better = COMPARISONS.get(name, (name.replace("_", " "), "of the objective", "higher"))
+        others[name] = ratio_of(sums, losses.counts, units, title, explanation, better, "")
     return {LOSS: loss, **others}
 
 

@@ -214,7 +214,10 @@ class EvaluationRows:
         expected = [head.describe_target(table.targets_of(row)) for row in range(len(table))]
         if None in expected:
             return []
-        texts = {str(example.source): str(example.text) for example in self.examples}
+        texts = {
+            str(each.source): str(each.text if each.messages is None else each.messages[-1]["content"])
+            for each in self.examples
+        }
         sources = [str(table.source(row)) for row in range(len(table))]
         return [
             Task(({"role": "user", "content": texts[source]},), str(target), source)

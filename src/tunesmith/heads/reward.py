@@ -35,7 +35,10 @@ class RewardHead(RegressionHead):
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        return ()
+        return ("pair_calibration_error",)
+
+    def targets(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
+        return values.reshape(-1, 1)
 
     def configure(self, config: PretrainedConfig) -> None:
         super().configure(config)
@@ -59,8 +62,9 @@ class ProcessRewardHead(RewardHead):
 
     labels: tuple[str, ...] = (STEP_LABEL,)
 
-    def targets(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
-        return values.reshape(-1, 1)
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        return ()
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """The probability that the step is right."""

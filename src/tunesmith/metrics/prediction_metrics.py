@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Any, Literal
 
 import numpy as np
@@ -113,6 +114,28 @@ def calibration(confidence: NDArray[np.float64], correct: NDArray[np.bool_]) -> 
     bins = np.minimum((confidence * BINS).astype(np.int64), BINS - 1)
     gaps = confidence - correct
     return lambda rows: float(np.abs(np.bincount(bins[rows].ravel(), gaps[rows].ravel())).sum() / gaps[rows].size)
+
+
+def pair_calibration_error(predictions: Predictions) -> Figure:
+    """`calibration_error` of σ(rᵢ − rⱼ) as the probability that completion i of a row is better than j (Bradley & Terry
+    1952), over each row's pairs without ties."""
+    row_of, gaps, bins = [], [], []
+    for row, (outputs, targets) in enumerate(zip(predictions.outputs, predictions.targets, strict=True)):
+        rewards, scores = outputs[:, 0].astype(np.float64), targets[:, 0]
+        for i, j in combinations(range(len(scores)), 2):
+            if scores[i] != scores[j]:
+                confidence = 1 / (1 + np.exp(-abs(rewards[i] - rewards[j])))
+                right = 0.5 if rewards[i] == rewards[j] else (rewards[i] > rewards[j]) == (scores[i] > scores[j])
+                row_of.append(row)
+                gaps.append(confidence - right)
+                bins.append(min(int(confidence * BINS), BINS - 1))
+    all_gaps = np.array(gaps)
+
+    def value(rows: Rows) -> float:
+        weights = np.bincount(rows, minlength=len(predictions.outputs))[row_of]
+        return float(np.abs(np.bincount(bins, weights * all_gaps)).sum() / weights.sum()) if weights.any() else 0.0
+
+    return value
 
 
 def _labels(predictions: Predictions) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
@@ -251,6 +274,12 @@ PREDICTION_METRICS = {
     "macro_f1": PredictionMetric("macro F1", "mean of the F1 of each class", 1, macro_f1),
     "calibration_error": PredictionMetric(
         "calibration error", "how far a predicted probability is from how often it is right", -1, calibration_error
+    ),
+    "pair_calibration_error": PredictionMetric(
+        "calibration error",
+        "how far the probability that an answer is the better one, by the rewards, is from how often it is",
+        -1,
+        pair_calibration_error,
     ),
     "exact_match_of_labels": PredictionMetric(
         "exact match", "texts with every label predicted correctly", 1, exact_match_of_labels, of_hits=True

@@ -180,6 +180,28 @@ def scores_of_rows(batch: BatchCompletions) -> Iterator[tuple[int, list[float]]]
         start += count
 
 
+def length_bias(pairs: RowPairs, rewards: Tensor, lengths: Tensor) -> Tensor:
+    """How much more the longer completion is ahead than it is the better one; −1 to 1, on average 0 without a bias.
+
+    Args:
+        pairs: which are compared.
+        rewards: of each completion (completions,).
+        lengths: of each completion (completions,), in tokens.
+
+    Returns:
+        (pairs,): whether the longer one has the higher reward, ties ½, minus whether it has the higher score.
+    """
+    longer, ahead = ((each[pairs.better] - each[pairs.worse]).sign() for each in (lengths.to(rewards), rewards))
+    return longer * (ahead - pairs.margins.sign()) / 2
+
+
+def lengths_of_completions(batch: Batch) -> Tensor:
+    """The tokens of each completion (completions,); where each repeats its prompt, with those of the prompt."""
+    beginnings = set(batch.parents or ())
+    lengths = [length for number, length in enumerate(batch.lengths[: batch.documents]) if number not in beginnings]
+    return torch.tensor(lengths)
+
+
 def refuse_equal(example: Example, kind: str) -> None:
     """Refuse a row in which no completion is better than another.
 

@@ -16,7 +16,16 @@ from tunesmith.data.tokens import TokenTable
 from tunesmith.heads.reward import RewardHead
 from tunesmith.heads.sequence_classification import class_logits
 from tunesmith.objectives.new_head import NewHeadConfig
-from tunesmith.objectives.preference import PairsOfRow, RowObjective, ordered, pairs_like, row_pairs
+from tunesmith.objectives.preference import (
+    PairsOfRow,
+    RowObjective,
+    RowPairs,
+    length_bias,
+    lengths_of_completions,
+    ordered,
+    pairs_like,
+    row_pairs,
+)
 from tunesmith.ops.preference_loss import bradley_terry_losses
 
 
@@ -58,24 +67,31 @@ class Reward(NewHeadConfig):
 
 class RewardLoss(RowObjective):
     """A row's loss is the mean over its pairs. Evaluation reports the share of pairs in which the better completion has
-    the higher reward, ties apart, and the loss alone: without margin and centering."""
+    the higher reward, ties half; how much more often the longer completion is ahead than it is the better one; and
+    the loss alone: without margin and centering."""
 
     def __init__(self, config: Reward) -> None:
         self.config = config
 
     def each_row(self, model: PreTrainedModel, batch: Batch) -> dict[str, Tensor]:
-        return self._figures(model, batch)
+        rewards, pairs = self._rewards(model, batch)
+        bias = pairs.mean(length_bias(pairs, rewards, lengths_of_completions(batch)), len(batch.rows))
+        return self._figures(rewards, pairs, batch) | {"length_bias": bias}
 
     def each_row_in_training(self, model: PreTrainedModel, batch: Batch) -> dict[str, Tensor]:
-        return self._figures(model, batch, self.config.margin, self.config.centering)
+        rewards, pairs = self._rewards(model, batch)
+        return self._figures(rewards, pairs, batch, self.config.margin, self.config.centering)
 
-    def _figures(
-        self, model: PreTrainedModel, batch: Batch, margin: float = 0.0, centering: float = 0.0
-    ) -> dict[str, Tensor]:
+    def _rewards(self, model: PreTrainedModel, batch: Batch) -> tuple[Tensor, RowPairs]:
+        """The reward of each completion (completions,), and the pairs that are compared."""
         assert batch.completions is not None
         rewards = class_logits(model, batch)[:, 0]
         rewards = rewards if rewards.dtype == torch.float64 else rewards.float()
-        pairs = row_pairs(batch.completions, self.config.pairs, rewards.device, with_ties=True)
+        return rewards, row_pairs(batch.completions, self.config.pairs, rewards.device, with_ties=True)
+
+    def _figures(
+        self, rewards: Tensor, pairs: RowPairs, batch: Batch, margin: float = 0.0, centering: float = 0.0
+    ) -> dict[str, Tensor]:
         better, worse = rewards[pairs.better], rewards[pairs.worse]
         difference = better - worse
         losses = bradley_terry_losses(difference, pairs.margins == 0, margin * pairs.margins.to(difference.dtype))

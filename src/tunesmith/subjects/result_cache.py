@@ -17,7 +17,7 @@ from tunesmith.run import atomic_write
 
 logger = logging.getLogger(__name__)
 
-VERSION = 1
+VERSION = 2
 """Increase it when the same model gives other results than before."""
 
 
