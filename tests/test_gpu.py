@@ -18,6 +18,7 @@ from tunesmith.inference.memory import step_bytes
 from tunesmith.inference.paged_model import PagedModel, Piece, paged_model
 from tunesmith.inference.request import Request
 from tunesmith.inference.sampling import Sampling
+from tunesmith.objectives.policy import PolicyConfig
 from tunesmith.ops import cuda
 from tunesmith.ops.cross_entropy import OutputLayer, cross_entropy_reference, linear_cross_entropy
 from tunesmith.ops.document_attention import document_attention, document_attention_reference
@@ -173,7 +174,11 @@ def test_offloading_activations_does_not_change_the_losses(
     assert losses(True) == pytest.approx(losses(False), rel=1e-5)
 
 
-@pytest.mark.parametrize("objective", [name for name in OBJECTIVES if name != "seq2seq"])
+ROLLOUTS = sorted(name for name in OBJECTIVES if issubclass(OBJECTIVES.load(name), PolicyConfig))
+"""Objectives that learn from what the model samples."""
+
+
+@pytest.mark.parametrize("objective", sorted({*OBJECTIVES} - {"seq2seq", *ROLLOUTS}))
 def test_every_objective_has_the_same_losses_on_gpu_and_cpu(objective: str, tmp_path: Path) -> None:
     family = "bert" if objective == "token_classification" else "llama"
     make_bases(tmp_path, [family])
@@ -186,6 +191,17 @@ def test_every_objective_has_the_same_losses_on_gpu_and_cpu(objective: str, tmp_
         losses.append([event["loss"] for event in run.events() if event["event"] == "evaluation"])
         tunesmith.evaluate(run.directory, rows=2, max_new_tokens=4)
     assert losses[1] == pytest.approx(losses[0], rel=0.02)
+
+
+@pytest.mark.parametrize("objective", ROLLOUTS)
+def test_samples_on_the_gpu_come_from_the_weights_in_training(objective: str, tmp_path: Path) -> None:
+    make_bases(tmp_path, ["llama"])
+    write_data(tmp_path)
+    recipe = recipe_of(Cell({"kind": "lora"}, "fp32", "llama", objective), tmp_path)
+    run = tunesmith.train({**recipe, "train": {**recipe["train"], "device": "cuda", "steps": 4}}, tmp_path / "run")
+    gaps = [event["sampler_gap"] for event in run.events() if "sampler_gap" in event]  # of each phase
+    assert len(gaps) >= 2
+    assert max(gaps) < 1e-4
 
 
 def test_the_generation_engine_answers_on_the_gpu_as_on_the_cpu() -> None:
