@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 from tunesmith.checks.record import Record
 
 if TYPE_CHECKING:
-    from tunesmith.checks.table import Tables
+    from tunesmith.checks.table import Table
 
 Severity = Literal["error", "warning", "note"]
 """An `error` stops a run that asks for checks; a `warning` should be looked at; a `note` is worth knowing."""
@@ -31,4 +31,4 @@ class RowCheck:
     severity: Severity
     advice: str
     find: Callable[[Record], str | None]
-    stands: Callable[["Tables"], bool] | None = None
+    stands: Callable[["Table"], bool] | None = None

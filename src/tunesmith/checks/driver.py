@@ -5,19 +5,25 @@ import json
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from tunesmith.cache_directory import cache_directory
 from tunesmith.checks import registry
+from tunesmith.checks.appended import Appended
 from tunesmith.checks.check import RowCheck
 from tunesmith.checks.fingerprints import is_unchanged
 from tunesmith.checks.inputs import Input, Task, inputs, tasks
 from tunesmith.checks.language import languages
 from tunesmith.checks.result import CheckResult, DataChecks, line_of, read_result, write_result
 from tunesmith.checks.scan import Part, Scanner, part_of, start
-from tunesmith.checks.table import Files, Table, Tables
+from tunesmith.checks.shingles import kinds
+from tunesmith.checks.table import Table
 from tunesmith.checks.table_check import TableCheck
+from tunesmith.checks.word_runs import known_runs
 from tunesmith.data.files import DataFile
 from tunesmith.data.workers import cores, in_order, workers
 from tunesmith.errors import UserError
@@ -54,8 +60,8 @@ def check_data(
     """
     given = [paths] if isinstance(paths, str | Path) else list(paths)
     names = registry.selected(only, skip)
-    files = inputs([str(path) for path in given], Path.cwd())
-    others = inputs([str(path) for path in against], Path.cwd()) if against else []
+    files = _inputs(given)
+    others = [replace(each, is_other=True) for each in _inputs(against)]
     directory = cache_directory() / "data-checks" / _key(files, others, names)
     if cache:
         with suppress(OSError, ValueError, KeyError, TypeError):
@@ -63,6 +69,10 @@ def check_data(
     else:
         shutil.rmtree(directory, ignore_errors=True)
     return _Run(directory, names, Events(*subscribers)).all(files, others)
+
+
+def _inputs(paths: Sequence[str | Path]) -> list[Input]:
+    return inputs([str(path) for path in paths], Path.cwd()) if paths else []
 
 
 class _Run:
@@ -75,45 +85,61 @@ class _Run:
 
     def all(self, files: Sequence[Input], others: Sequence[Input]) -> DataChecks:
         """Read, compare, and write what is found."""
-        rows = self._scan(files, self._directory / "rows", "MB checked", self._checks)
-        compared = self._scan(others, self._directory / "others", "MB compared with", []) if others else None
-        results = tuple(self._results(Tables(rows, compared)))
+        table = self._scan(others, files)
+        results = tuple(self._results(table))
         summary = {
             "formats": {each.name: each.layout.format for each in files},
-            "labels": dict(rows.labels.most_common()),
-            "languages": languages(rows),
+            "labels": dict(table.labels.most_common()),
+            "languages": languages(table),
         }
-        found = DataChecks(rows.rows, tuple(each.name for each in files), results, summary, self._directory)
+        found = DataChecks(table.rows, tuple(each.name for each in files), results, summary, self._directory)
         write_result(found)
         return found
 
-    def _scan(
-        self, files: Sequence[Input], directory: Path, what: str, checks: Sequence[RowCheck | TableCheck]
-    ) -> Table:
-        table = Table.open(directory)
+    def _scan(self, others: Sequence[Input], files: Sequence[Input]) -> Table:
+        table = Table.open(self._directory / "rows")
         views = tuple(sorted({view for check in self._checks if isinstance(check, TableCheck) for view in check.views}))
-        row_checks = [check for check in checks if isinstance(check, RowCheck)]
+        row_checks = [check for check in self._checks if isinstance(check, RowCheck)]
         scanner = Scanner(row_checks, any(check.name == "malformed" for check in row_checks), views)
-        done, total = 0, sum(each.print.size for each in files if each.print is not None)
-        with Files(directory) as out:
-            for part in _parts(scanner, _after(files, table.parts), total):
-                table.add(part, out)
-                done += part.size
-                self._events.emit("progress", what=what, done=min(done, total) >> 20, total=max(1, total >> 20))
-        for each in files:
+        kinds()  # before workers are forked
+        with Appended(table.directory) as out:
+            left = _left(others, table.parts)
+            self._add(table, out, replace(scanner, keeps_runs=True), left, "MB compared with", others)
+            if others and any(check.name == "leakage" for check in self._checks):
+                runs = np.fromfile(table.directory / "runs.bin", np.uint64)
+                known = known_runs(runs, np.fromfile(table.directory / "run_counts.bin", np.uint32))
+                scanner = replace(scanner, known=known, source_of_other=table.source_of_all)
+            left = _left([*others, *files], table.parts)
+            self._add(table, out, scanner, left, "MB checked", files)
+        for each in (*others, *files):
             _refuse_changed(each)
         return table
 
-    def _results(self, tables: Tables) -> Iterator[CheckResult]:
+    def _add(
+        self,
+        table: Table,
+        out: Appended,
+        scanner: Scanner,
+        work: Iterator[Task],
+        what: str,
+        files: Sequence[Input],
+    ) -> None:
+        done, total = 0, sum(each.print.size for each in files if each.print is not None)
+        for part in _parts(scanner, work, total):
+            table.add(part, out)
+            done += part.size
+            self._events.emit("progress", what=what, done=min(done, total) >> 20, total=max(1, total >> 20))
+
+    def _results(self, table: Table) -> Iterator[CheckResult]:
         for check in self._checks:
-            path = tables.rows.marks(check.name)
+            path = table.marks(check.name)
             if isinstance(check, RowCheck):
-                count = tables.rows.counts[check.name]
-                if count and check.stands is not None and not check.stands(tables):
+                count = table.counts[check.name]
+                if count and check.stands is not None and not check.stands(table):
                     count = 0
                     path.unlink()
-            elif check.when(tables):
-                count = _write(check, tables, path)
+            elif check.when(table):
+                count = _write(check, table, path)
             else:
                 continue
             yield CheckResult(check.name, check.title, check.severity, check.advice, count, path)
@@ -128,17 +154,17 @@ def _parts(scanner: Scanner, work: Iterator[Task], total: int) -> Iterator[Part]
         yield from in_order(pool, count, part_of, work)
 
 
-def _after(files: Sequence[Input], done: int) -> Iterator[Task]:
-    """The tasks that are left after some of them."""
+def _left(files: Sequence[Input], done: int) -> Iterator[Task]:
+    """The tasks that are left after those that are done."""
     for number, task in enumerate(task for each in files for task in tasks(each)):
         if number >= done:
             yield task
 
 
-def _write(check: TableCheck, tables: Tables, path: Path) -> int:
+def _write(check: TableCheck, table: Table, path: Path) -> int:
     count = 0
     with path.open("w", encoding="utf-8") as file:
-        for mark in check.find(tables):
+        for mark in check.find(table):
             file.write(line_of(mark))
             count += 1
     return count

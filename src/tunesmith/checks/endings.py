@@ -9,7 +9,7 @@ from tunesmith.checks.check import RowCheck
 from tunesmith.checks.record import Record
 
 if TYPE_CHECKING:
-    from tunesmith.checks.table import Tables
+    from tunesmith.checks.table import Table
 
 NOT_PROSE, ENDED, OPEN = 0, 1, 2
 """How an answer ends: not as prose does (a label, a list, code, a number), as a sentence, or in the middle of one."""
@@ -100,8 +100,8 @@ def _find(record: Record) -> str | None:
     return f"the answer ends with “{end[end.find(' ') + 1 :]}”"
 
 
-def _usually_ends(tables: "Tables") -> bool:
-    counts = np.bincount(tables.rows.column("ending"), minlength=3)
+def _usually_ends(table: "Table") -> bool:
+    counts = np.bincount(table.column("ending"), minlength=3)
     return bool(counts[ENDED] >= USUALLY * (counts[ENDED] + counts[OPEN]))
 
 

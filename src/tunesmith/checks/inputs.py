@@ -45,12 +45,14 @@ class Input:
         print: of its content; None for a hub data set.
         key: what identifies its content.
         layout: of its rows.
+        is_other: whether others are compared with it, and it is not checked itself.
     """
 
     file: DataFile | hub.HubDataSet
     print: Fingerprint | None
     key: str
     layout: Layout
+    is_other: bool = False
 
     @property
     def name(self) -> str:
@@ -77,12 +79,14 @@ class Task:
         layout: of its rows.
         rows: the rows, or where they are.
         size: bytes of the file, for progress; 0 if it is not known.
+        is_other: whether others are compared with them, and they are not checked themselves.
     """
 
     file: str
     layout: Layout
     rows: Sequence[Row | Malformed] | Lines
     size: int
+    is_other: bool = False
 
 
 def inputs(
@@ -112,11 +116,11 @@ def tasks(each: Input) -> Iterator[Task]:
     if isinstance(each.file, DataFile) and each.print is not None and each.print.chunks:
         starts = [*each.print.chunks, (each.print.size, 0)]
         for (start, number), (end, _) in pairwise(starts):
-            yield Task(each.name, each.layout, Lines(each.file, start, end, number), end - start)
+            yield Task(each.name, each.layout, Lines(each.file, start, end, number), end - start, each.is_other)
         return
     rows = to_the_end(read_one(each.file), each.name, 1)
     while piece := list(islice(rows, ROWS)):
-        yield Task(each.name, each.layout, piece, 0)
+        yield Task(each.name, each.layout, piece, 0, each.is_other)
 
 
 def rows_of(task: Task) -> Iterator[Row | Malformed]:

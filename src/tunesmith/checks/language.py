@@ -15,7 +15,7 @@ from tunesmith.checks.result import Mark
 from tunesmith.checks.table_check import TableCheck
 
 if TYPE_CHECKING:
-    from tunesmith.checks.table import Table, Tables
+    from tunesmith.checks.table import Table
 
 CHARACTERS = 160
 """Of a text that are looked at."""
@@ -86,18 +86,18 @@ def languages(table: "Table") -> dict[str, int]:
     return dict(sorted(found.items(), key=lambda item: -item[1]))
 
 
-def _wrong(tables: "Tables") -> Iterator[Mark]:
-    known = languages(tables.rows)
+def _wrong(table: "Table") -> Iterator[Mark]:
+    known = languages(table)
     total = sum(known.values())
     main = next(iter(known), "")
     if known.get(main, 0) <= MAIN * total:
         return
     share = int(100 * known[main] / total)
-    column = tables.rows.column("language")
+    column = table.column("language")
     for index in np.flatnonzero((column != 0) & (column != code_of(main))):
         name = in_words(name_of(int(column[index])))
         yield Mark(
-            tables.rows.source(int(index)),
+            table.source(int(index)),
             f"in {name}; {share}% are in {in_words(main)}",
         )
 

@@ -21,6 +21,10 @@ CHECKS = {
     "secrets": "tunesmith.checks.secrets:SECRETS",
     "exact_duplicates": "tunesmith.checks.repetition:EXACT_DUPLICATES",
     "near_duplicates": "tunesmith.checks.repetition:NEAR_DUPLICATES",
+    "repeated_answers": "tunesmith.checks.repetition:REPEATED_ANSWERS",
+    "repeated_openings": "tunesmith.checks.repetition:REPEATED_OPENINGS",
+    "contradictions": "tunesmith.checks.contradiction:CONTRADICTIONS",
+    "leakage": "tunesmith.checks.leakage:LEAKAGE",
 }
 """Where each check is: `module:NAME`, a `RowCheck` or a `TableCheck`. A new check is one file and one line here."""
 

@@ -8,8 +8,18 @@ from numpy.typing import NDArray
 
 from tunesmith.checks.near_runs import Pairs, representatives, similar_rows
 from tunesmith.checks.result import Mark
-from tunesmith.checks.table import Tables
+from tunesmith.checks.sketch import hash_of
+from tunesmith.checks.table import Table
 from tunesmith.checks.table_check import TableCheck
+
+LONG_ANSWER = 40
+"""Characters from which an answer that repeats is marked: "Yes." may be right for many prompts."""
+
+TIMES = 3
+"""Rows that must have such an answer."""
+
+OPENING_SHARE, OPENING_ROWS = 0.05, 10
+"""The share of the rows, and the number, from which an opening is boilerplate."""
 
 
 def repeats(hashes: NDArray[np.uint64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -29,16 +39,14 @@ def repeats(hashes: NDArray[np.uint64]) -> tuple[NDArray[np.int64], NDArray[np.i
     return rows[by_row], firsts[by_row]
 
 
-def _exact(tables: Tables) -> Iterator[Mark]:
-    table = tables.rows
+def _exact(table: Table) -> Iterator[Mark]:
     for row, first in zip(*repeats(table.column("whole")), strict=True):
         source = table.source(first)
         yield Mark(table.source(row), f"the same as {source}", (source,))
 
 
-def _near(tables: Tables) -> Iterator[Mark]:
+def _near(table: Table) -> Iterator[Mark]:
     """The label counts too: texts that are nearly the same and have other labels are contradictions."""
-    table = tables.rows
     labels = table.column("label")
     skip = np.zeros(table.records, bool)
     skip[repeats(table.column("whole"))[0]] = True
@@ -48,6 +56,27 @@ def _near(tables: Tables) -> Iterator[Mark]:
     for row, other, similarity in representatives(kept):
         source = table.source(other)
         yield Mark(table.source(row), f"{similarity:.0%} the same as {source}", (source,))
+
+
+def _answers(table: Table) -> Iterator[Mark]:
+    answers, whole = table.column("answer"), table.column("whole")
+    rows, firsts = repeats(np.where(table.column("answer_length") >= LONG_ANSWER, answers, np.uint64(0)))
+    _, which, times = np.unique(firsts, return_inverse=True, return_counts=True)
+    for row, first, count in zip(rows, firsts, times[which] + 1 if len(rows) else (), strict=True):
+        if count >= TIMES and whole[row] != whole[first]:
+            source = table.source(first)
+            yield Mark(table.source(row), f"one of {count:,} rows with the answer of {source}", (source,))
+
+
+def _openings(table: Table) -> Iterator[Mark]:
+    least = max(OPENING_ROWS, OPENING_SHARE * table.records)
+    frequent = {hash_of(words): (words, count) for words, count in table.openings.items() if count >= least}
+    if not frequent:
+        return
+    openings = table.column("opening")
+    for row in np.flatnonzero(np.isin(openings, np.array(list(frequent), np.uint64))).tolist():
+        words, count = frequent[int(openings[row])]
+        yield Mark(table.source(row), f"begins with {words!r}, as {count:,} of {table.records:,} answers do")
 
 
 EXACT_DUPLICATES = TableCheck(
@@ -65,4 +94,20 @@ NEAR_DUPLICATES = TableCheck(
     "Keep one of each: rows that share 80 % of their runs of three words teach the same thing again.",
     _near,
     views=("text",),
+)
+
+REPEATED_ANSWERS = TableCheck(
+    "repeated_answers",
+    "Answers that repeat",
+    "note",
+    "Look whether the answer fits each of its prompts. A model learns to give it whenever it is not sure.",
+    _answers,
+)
+
+REPEATED_OPENINGS = TableCheck(
+    "repeated_openings",
+    "Answers that begin the same",
+    "note",
+    "Remove the opening if it says nothing: the model will begin every answer with it.",
+    _openings,
 )

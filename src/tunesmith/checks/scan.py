@@ -1,20 +1,26 @@
 """The first pass: workers read rows, run the checks that need one row, and sketch it for the others."""
 
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+
+import numpy as np
 
 from tunesmith.checks.check import RowCheck
 from tunesmith.checks.inputs import Task, rows_of
 from tunesmith.checks.record import Record, record_of
 from tunesmith.checks.result import Mark, line_of
-from tunesmith.checks.sketch import Sketches, sketches
-from tunesmith.data.example import Example, Malformed
+from tunesmith.checks.sketch import Arrays, Sketch, arrays_of, opening, sketch
+from tunesmith.checks.word_runs import RUN, KnownRuns, word_runs
+from tunesmith.data.example import Example, Malformed, Source
 from tunesmith.data.read import Row
 from tunesmith.data.row_formats import to_example
 
-LABELS = 10_000
-"""Different labels of a task that are counted; more are no classes."""
+COUNTED = 1_000
+"""Different labels, and openings of answers, of a task that are counted: the most frequent ones."""
+
+SHARED_RUNS = "shared_runs"
+"""The name of the marks that the check of leakage continues with."""
 
 
 @dataclass
@@ -23,20 +29,24 @@ class Part:
 
     Attributes:
         file: the rows' file.
+        is_other: whether the rows are of a file that others are compared with.
         rows: how many there are, malformed ones too.
-        sketches: of the well-formed ones.
+        arrays: the columns of the well-formed ones.
         marks: lines of marks, by check.
         counts: of the marks, by check.
         labels: rows by label.
+        openings: rows by the first words of their answer.
         size: bytes of the file that were read.
     """
 
     file: str
+    is_other: bool
     rows: int
-    sketches: Sketches
+    arrays: Arrays
     marks: dict[str, str] = field(default_factory=dict)
     counts: Counter[str] = field(default_factory=Counter)
     labels: Counter[str] = field(default_factory=Counter)
+    openings: Counter[str] = field(default_factory=Counter)
     size: int = 0
 
 
@@ -48,41 +58,73 @@ class Scanner:
         checks: that need one row.
         marks_malformed: whether malformed rows are marked.
         views: of the rows whose shingles are kept.
+        keeps_runs: whether runs of words are kept, of other files.
+        known: runs of words of other files.
+        source_of_other: of the index of a row of other files.
     """
 
     checks: Sequence[RowCheck]
     marks_malformed: bool
     views: tuple[str, ...]
+    keeps_runs: bool = False
+    known: KnownRuns | None = None
+    source_of_other: Callable[[int], Source] | None = None
 
     def part(self, task: Task) -> Part:
         """What is found in the rows of a task."""
-        rows = 0
-        records: list[Record] = []
-        marks: dict[str, list[str]] = {}
-        labels: Counter[str] = Counter()
+        part = Part(task.file, task.is_other, 0, {}, size=task.size)
+        marks: defaultdict[str, list[Mark]] = defaultdict(list)
+        sketches: list[Sketch] = []
         for row in rows_of(task):
-            rows += 1
+            part.rows += 1
             example = _example(row, task)
             if isinstance(example, Malformed):
-                if self.marks_malformed:
-                    marks.setdefault("malformed", []).append(line_of(Mark(example.source, example.reason)))
+                marks["malformed"].append(Mark(example.source, example.reason))
                 continue
             record = record_of(example)
-            records.append(record)
-            if record.label is not None:
-                labels[record.label] += 1
-            for name, detail in self._problems(record):
-                marks.setdefault(name, []).append(line_of(Mark(record.source, detail)))
-        counts = Counter({name: len(lines) for name, lines in marks.items()})
-        lines = {name: "".join(lines) for name, lines in marks.items()}
-        if len(labels) > LABELS:
-            labels = Counter(dict(labels.most_common(LABELS)))
-        return Part(task.file, rows, sketches(records, self.views), lines, counts, labels, task.size)
+            sketches.append(sketch(record))
+            if not task.is_other:
+                self._check(record, sketches[-1], part, marks)
+        part.arrays = arrays_of(sketches, self.views)
+        self._add_runs(part, sketches, marks)
+        if task.is_other or not self.marks_malformed:
+            marks.pop("malformed", None)
+        part.marks = {name: "".join(map(line_of, found)) for name, found in marks.items()}
+        part.counts = Counter({name: len(found) for name, found in marks.items()})
+        part.labels, part.openings = most_frequent(part.labels), most_frequent(part.openings)
+        return part
 
-    def _problems(self, record: Record) -> Iterator[tuple[str, str]]:
+    def _check(self, record: Record, row: Sketch, part: Part, marks: dict[str, list[Mark]]) -> None:
         for check in self.checks:
             if (detail := check.find(record)) is not None:
-                yield check.name, detail
+                marks[check.name].append(Mark(record.source, detail))
+        if record.label is not None:
+            part.labels[record.label] += 1
+        if first := opening(row.texts["answer"]):
+            part.openings[first] += 1
+
+    def _add_runs(self, part: Part, sketches: Sequence[Sketch], marks: dict[str, list[Mark]]) -> None:
+        """The runs of words of other files, and the rows that have one in common with them."""
+        texts = [row.texts["text"] for row in sketches]
+        if part.is_other and self.keeps_runs:
+            part.arrays["runs"], part.arrays["run_counts"] = word_runs(texts)
+        if not part.is_other and self.known is not None and self.source_of_other is not None:
+            leaks = np.zeros(len(texts), np.bool_)
+            for index, other, words in self.known.shared(texts):
+                leaks[index] = True
+                source, own = self.source_of_other(other), Source(part.file, sketches[index].values[0])
+                detail = f"{RUN} words in a row are those of {source}: {words!r}"
+                marks[SHARED_RUNS].append(Mark(own, detail, (source,)))
+            part.arrays["leak"] = leaks
+
+
+def most_frequent(counts: Counter[str]) -> Counter[str]:
+    """The `COUNTED` most frequent ones.
+
+    Args:
+        counts: of all.
+    """
+    return counts if len(counts) <= COUNTED else Counter(dict(counts.most_common(COUNTED)))
 
 
 def _example(row: Row | Malformed, task: Task) -> Example | Malformed:

@@ -75,7 +75,7 @@ def by_definition(texts: Sequence[str]) -> Shingled:
 
 
 def _shingles(text: str) -> NDArray[np.uint32]:
-    words = [zlib.crc32(word.encode("utf-8", "surrogatepass")) for word in WORD.findall(text)]
+    words = word_hashes(text)
     if not text:
         return np.empty(0, np.uint32)
     if not words:
@@ -98,18 +98,35 @@ def _bands(shingles: NDArray[np.uint32]) -> NDArray[np.uint32]:
 
 
 def _by_kernel(texts: Sequence[str]) -> Shingled:
-    encoded = [text.encode("utf-8", "surrogatepass") for text in texts]
-    lengths = np.array([0, *map(len, encoded)], np.int64)
-    content = np.frombuffer(b"".join(encoded) or b"\0", np.uint8)
-    shingles = np.empty(int(lengths.sum()) + len(texts), np.uint32)
+    content, offsets, longest = encoded(texts)
+    shingles = np.empty(len(content) + len(texts), np.uint32)
     counts, bands = np.empty(len(texts), np.uint32), np.empty((len(texts), BANDS), np.uint32)
-    spare = np.empty(int(lengths.max()) + SHINGLE, np.uint32)
+    spare = np.empty(longest + SHINGLE, np.uint32)
     factors, terms = _hash_functions()
-    offsets = np.cumsum(lengths)
     total = native.call(
-        "sketch_texts", content, offsets, len(texts), _kinds(), factors, terms, shingles, counts, bands, spare
+        "sketch_texts", content, offsets, len(texts), kinds(), factors, terms, shingles, counts, bands, spare
     )
     return Shingled(shingles[:total].copy(), counts, bands)
+
+
+def encoded(texts: Sequence[str]) -> tuple[NDArray[np.uint8], NDArray[np.int64], int]:
+    """Texts as kernels take them: their bytes, (texts + 1,) where each begins, and the most bytes of one.
+
+    Args:
+        texts: any.
+    """
+    each = [text.encode("utf-8", "surrogatepass") for text in texts]
+    lengths = np.array([0, *map(len, each)], np.int64)
+    return np.frombuffer(b"".join(each) or b"\0", np.uint8), np.cumsum(lengths), int(lengths.max())
+
+
+def word_hashes(text: str) -> list[int]:
+    """CRC-32 of each word.
+
+    Args:
+        text: as `normalized` returns it.
+    """
+    return [zlib.crc32(word.encode("utf-8", "surrogatepass")) for word in WORD.findall(text)]
 
 
 @cache
@@ -121,12 +138,12 @@ def _hash_functions() -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
 
 
 @cache
-def _kinds() -> NDArray[np.uint8]:
+def kinds() -> NDArray[np.uint8]:
     """Of each code point: 0 if it separates words, 1 if it is in a word, 2 if it is a word of its own."""
-    kinds = np.zeros(0x110000, np.uint8)
+    found = np.zeros(0x110000, np.uint8)
     everything = "".join(map(chr, range(0x110000)))
     for match in re.finditer(r"\w+", everything):
-        kinds[match.start() : match.end()] = 1
+        found[match.start() : match.end()] = 1
     for match in re.finditer(f"[{UNSPACED}]+", everything):
-        kinds[match.start() : match.end()] = 2
-    return kinds
+        found[match.start() : match.end()] = 2
+    return found

@@ -1,8 +1,10 @@
-"""What is kept of a row to compare it with others: hashes, lengths and, later, MinHash sketches. Never its text."""
+"""What is kept of a row to compare it with others: hashes, lengths and MinHash sketches. Never its text."""
 
 import hashlib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,13 +23,22 @@ ROW_COLUMNS: dict[str, tuple[type[np.generic], int]] = {
     "prompt": (np.uint64, 1),
     "answer": (np.uint64, 1),
     "label": (np.uint64, 1),
+    "others": (np.uint64, 1),
+    "opening": (np.uint64, 1),
+    "numbers": (np.uint64, 1),
     "prompt_length": (np.uint32, 1),
     "answer_length": (np.uint32, 1),
     "language": (np.uint32, 1),
     "ending": (np.uint8, 1),
 }
-"""Each column's type and width: the row's number in its file; 64-bit hashes of the normalized texts, 0 if there is
-none; lengths in characters; the language's code (0 if it is not known) and how the answer ends, as numbers."""
+"""Each column's type and width: the row's number in its file; 64-bit hashes of the normalized texts, of the first words
+of the answer and of the numbers in the prompt, 0 if there is none; lengths in characters; the language's code (0 if it
+is not known) and how the answer ends, as numbers."""
+
+OPENING = 5
+"""Words of an answer that are its opening, if it has more than twice as many."""
+
+_DIGITS = re.compile(r"\d+")
 
 VIEWS = ("text", "prompt")
 """What of a row can be a set of shingles: all of its texts, or its prompt if it has an answer too."""
@@ -38,17 +49,24 @@ for _view in VIEWS:
     COLUMNS[f"{_view}_counts"] = (np.uint32, 1)
     COLUMNS[f"{_view}_bands"] = (np.uint32, BANDS)
     COLUMNS[f"{_view}_shingles"] = (np.uint32, 0)
+COLUMNS |= {"leak": (np.bool_, 1), "run_counts": (np.uint32, 1), "runs": (np.uint64, 0)}
 
 
-@dataclass
-class Sketches:
-    """The columns of some rows.
+Arrays = dict[str, NDArray[Any]]
+"""The columns of some rows by name: (rows,) or (rows, width)."""
+
+
+@dataclass(frozen=True)
+class Sketch:
+    """What is kept of a row, and for the moment its texts.
 
     Attributes:
-        arrays: by column, (rows,) or (rows, width).
+        values: of `ROW_COLUMNS`.
+        texts: normalized, by view.
     """
 
-    arrays: dict[str, NDArray[np.generic]]
+    values: tuple[int, ...]
+    texts: dict[str, str]
 
 
 def normalized(text: str) -> str:
@@ -60,24 +78,29 @@ def normalized(text: str) -> str:
     return " ".join(text.casefold().split())
 
 
-def sketches(records: Sequence[Record], views: Sequence[str] = ()) -> Sketches:
-    """The columns of the records.
+def arrays_of(rows: Sequence[Sketch], views: Sequence[str] = ()) -> Arrays:
+    """The columns of some rows.
 
     Args:
-        records: of some rows, in order.
+        rows: in order.
         views: of which there are shingles.
     """
-    rows = [_sketch(record) for record in records]
-    columns = zip(*(row for row, _ in rows), strict=True) if rows else ((),) * len(ROW_COLUMNS)
-    arrays = {name: np.array(values, COLUMNS[name][0]) for name, values in zip(ROW_COLUMNS, columns, strict=True)}
+    columns = zip(*(row.values for row in rows), strict=True) if rows else ((),) * len(ROW_COLUMNS)
+    arrays: Arrays = {
+        name: np.array(values, COLUMNS[name][0]) for name, values in zip(ROW_COLUMNS, columns, strict=True)
+    }
     for view in views:
-        found = shingled([texts[view] for _, texts in rows])
+        found = shingled([row.texts[view] for row in rows])
         arrays |= {f"{view}_counts": found.counts, f"{view}_bands": found.bands, f"{view}_shingles": found.shingles}
-    return Sketches(arrays)
+    return arrays
 
 
-def _sketch(record: Record) -> tuple[tuple[int, ...], dict[str, str]]:
-    """Of a record: its row of `ROW_COLUMNS`, and the text of each view."""
+def sketch(record: Record) -> Sketch:
+    """What is kept of a row.
+
+    Args:
+        record: of the row.
+    """
     prompt, answer = normalized(record.prompt), normalized(record.answer)
     others = [normalized(other) for other in record.others]
     label = record.label or ""
@@ -87,10 +110,23 @@ def _sketch(record: Record) -> tuple[tuple[int, ...], dict[str, str]]:
         hash_of(prompt),
         hash_of(answer),
         hash_of(label),
+        hash_of(SEPARATOR.join(others)),
+        hash_of(opening(answer)),
+        hash_of(" ".join(_DIGITS.findall(prompt))),
     )
     lengths = (len(record.prompt), len(record.answer))
-    row = (record.source.row, *hashes, *lengths, code_of(language_of(record)), ending(record))
-    return row, {"text": " ".join(texts), "prompt": prompt if len(texts) > 1 else ""}
+    values = (record.source.row, *hashes, *lengths, code_of(language_of(record)), ending(record))
+    return Sketch(values, {"text": " ".join(texts), "prompt": prompt if len(texts) > 1 else "", "answer": answer})
+
+
+def opening(answer: str) -> str:
+    """The first words of an answer; empty if it has few more.
+
+    Args:
+        answer: as `normalized` returns it.
+    """
+    words = answer.split(" ", 2 * OPENING)
+    return " ".join(words[:OPENING]) if len(words) > 2 * OPENING else ""
 
 
 def hash_of(text: str) -> int:

@@ -8,7 +8,7 @@ from tunesmith.checks.check import Severity
 from tunesmith.checks.result import Mark
 
 if TYPE_CHECKING:
-    from tunesmith.checks.table import Tables
+    from tunesmith.checks.table import Table
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +29,6 @@ class TableCheck:
     title: str
     severity: Severity
     advice: str
-    find: Callable[["Tables"], Iterator[Mark]]
+    find: Callable[["Table"], Iterator[Mark]]
     views: tuple[str, ...] = ()
-    when: Callable[["Tables"], bool] = lambda tables: True
+    when: Callable[["Table"], bool] = lambda table: True

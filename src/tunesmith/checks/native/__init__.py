@@ -17,6 +17,7 @@ LIBRARY = Path(__file__).parent / "kernels.so"
 _POINTER, _LONG, _DOUBLE = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double
 _ARGUMENTS: dict[str, list[Any]] = {
     "sketch_texts": [_POINTER, _POINTER, _LONG, *[_POINTER] * 7],
+    "word_runs": [_POINTER, _POINTER, _LONG, _POINTER, _LONG, *[_POINTER] * 3],
     "near_runs": [
         *[_POINTER, _POINTER, _LONG, _LONG, _POINTER, _POINTER, _POINTER, _DOUBLE],
         *[_POINTER, _LONG, _POINTER, _POINTER, _POINTER],

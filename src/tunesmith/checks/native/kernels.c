@@ -147,6 +147,24 @@ int64_t sketch_texts(const uint8_t *bytes, const int64_t *offsets, int64_t n, co
     return out - shingles;
 }
 
+/* Hashes of the runs of `size` words of n texts, one text after the other. `grams` has room for one a byte; `spare` for
+ * the longest text. Returns how many there are. */
+int64_t word_runs(const uint8_t *bytes, const int64_t *offsets, int64_t n, const uint8_t *kinds, int64_t size,
+                  uint64_t *grams, uint32_t *counts, uint32_t *spare) {
+    fill_crc_table();
+    uint64_t *out = grams;
+    for (int64_t text = 0; text < n; text++) {
+        int64_t words = words_of(bytes + offsets[text], bytes + offsets[text + 1], kinds, spare);
+        counts[text] = words < size ? 0 : (uint32_t)(words - size + 1);
+        for (int64_t i = 0; i + size <= words; i++) {
+            uint64_t h = 0;
+            for (int64_t k = 0; k < size; k++) h = h * FACTOR_1 + spare[i + k];
+            *out++ = (h ^ (h >> 32)) * FACTOR_4;
+        }
+    }
+    return out - grams;
+}
+
 /* The Jaccard similarity of two sorted sets; 0 as soon as it is clear that it is less than `least`. */
 static double jaccard(const uint32_t *a, int64_t n, const uint32_t *b, int64_t m, double least) {
     int64_t i = 0, j = 0, shared = 0;

@@ -1,0 +1,70 @@
+"""Rows of held-out files or benchmarks among those to train on: the same, similar, or with 13 words in a row."""
+
+import json
+from collections.abc import Iterator
+
+import numpy as np
+
+from tunesmith.checks.near_runs import similar_rows
+from tunesmith.checks.result import Mark, mark_of
+from tunesmith.checks.scan import SHARED_RUNS
+from tunesmith.checks.table import Table
+from tunesmith.checks.table_check import TableCheck
+
+Leak = tuple[int, str]
+"""The index of the other row, and what is in common with it."""
+
+
+def _leaks(table: Table) -> Iterator[Mark]:
+    found: dict[int, Leak] = {}
+    for column, what in (("whole", "the same as"), ("prompt", "the same input as")):
+        for row, other in _same(table, column):
+            found.setdefault(row, (other, what))
+    for view, what in (("text", "the same as"), ("prompt", "the same input as")):
+        for row, other, similarity in _near(table, view):
+            found.setdefault(row, (other, f"{similarity:.0%} {what}"))
+    runs = dict(_by_run(table))
+    for row in sorted({*found, *runs}):
+        if row not in found:
+            yield runs[row]
+            continue
+        other, what = found[row]
+        source = table.source_of_all(other)
+        yield Mark(table.source(row), f"{what} {source}", (source,))
+
+
+def _same(table: Table, column: str) -> Iterator[tuple[int, int]]:
+    values = table.column_of_all(column)
+    others, own = values[: table.given], values[table.given :]
+    unique, first = np.unique(others, return_index=True)
+    if not len(unique):
+        return
+    places = np.minimum(np.searchsorted(unique, own), len(unique) - 1)
+    for row in np.flatnonzero((unique[places] == own) & (own != 0)).tolist():
+        yield row, int(first[places[row]])
+
+
+def _near(table: Table, view: str) -> Iterator[tuple[int, int, float]]:
+    pairs = similar_rows(table.sets_of_all(view), given=table.given)
+    order = np.lexsort((-pairs.similarities, pairs.rows))
+    for at in order.tolist():
+        yield int(pairs.rows[at]) - table.given, int(pairs.others[at]), float(pairs.similarities[at])
+
+
+def _by_run(table: Table) -> Iterator[tuple[int, Mark]]:
+    """The rows with a run of words in common, as the workers marked them."""
+    leaks = np.flatnonzero(np.fromfile(table.directory / "leak.bin", np.bool_)).tolist()
+    if leaks:
+        with table.marks(SHARED_RUNS).open(encoding="utf-8") as lines:
+            yield from zip(leaks, (mark_of(json.loads(line)) for line in lines), strict=True)
+
+
+LEAKAGE = TableCheck(
+    "leakage",
+    "Leakage",
+    "error",
+    "Remove these rows from training, or from what is held out: a score on rows that were trained on says nothing.",
+    _leaks,
+    views=("prompt", "text"),
+    when=lambda table: table.given > 0,
+)
