@@ -36,7 +36,7 @@ T_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}
 """Student's t for a 95 % interval, by the number of seeds."""
 
 
-EPOCHS, RATE = 3, 5e-4
+EPOCHS, RATE = 1, 5e-4
 """Of the runs on real pairs. The default rate is meant for thousands of pairs."""
 
 
