@@ -98,6 +98,7 @@ class _Run:
 
     def _scan(self, others: Sequence[Input], files: Sequence[Input]) -> Table:
         table = Table.open(self._directory / "rows")
+        table.files = files
         views = tuple(sorted({view for check in self._checks if isinstance(check, TableCheck) for view in check.views}))
         row_checks = [check for check in self._checks if isinstance(check, RowCheck)]
         scanner = Scanner(row_checks, any(check.name == "malformed" for check in row_checks), views)

@@ -25,6 +25,9 @@ CHECKS = {
     "repeated_openings": "tunesmith.checks.repetition:REPEATED_OPENINGS",
     "contradictions": "tunesmith.checks.contradiction:CONTRADICTIONS",
     "leakage": "tunesmith.checks.leakage:LEAKAGE",
+    "label_imbalance": "tunesmith.checks.labels:LABEL_IMBALANCE",
+    "label_neighbors": "tunesmith.checks.labels:LABEL_NEIGHBORS",
+    "suspicious_labels": "tunesmith.checks.confident_learning:SUSPICIOUS_LABELS",
 }
 """Where each check is: `module:NAME`, a `RowCheck` or a `TableCheck`. A new check is one file and one line here."""
 

@@ -77,7 +77,7 @@ class Scanner:
         sketches: list[Sketch] = []
         for row in rows_of(task):
             part.rows += 1
-            example = _example(row, task)
+            example = example_of(row, task)
             if isinstance(example, Malformed):
                 marks["malformed"].append(Mark(example.source, example.reason))
                 continue
@@ -127,7 +127,13 @@ def most_frequent(counts: Counter[str]) -> Counter[str]:
     return counts if len(counts) <= COUNTED else Counter(dict(counts.most_common(COUNTED)))
 
 
-def _example(row: Row | Malformed, task: Task) -> Example | Malformed:
+def example_of(row: Row | Malformed, task: Task) -> Example | Malformed:
+    """A row as an example, or why it is malformed.
+
+    Args:
+        row: as read.
+        task: that it belongs to.
+    """
     if isinstance(row, Malformed) or not task.layout.format:
         return row if isinstance(row, Malformed) else Malformed(row.source, "in no known format")
     return to_example(row, task.layout.format, task.layout.columns)

@@ -2,6 +2,7 @@
 
 from bisect import bisect_right
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tunesmith.checks.appended import Appended, cut_to_complete
+from tunesmith.checks.inputs import Input
 from tunesmith.checks.near_runs import Sets
 from tunesmith.checks.scan import Part
 from tunesmith.checks.shingles import BANDS
@@ -30,6 +32,7 @@ class Table:
         counts: of marks by check.
         labels: rows that are checked, by label.
         openings: rows that are checked, by the first words of their answer.
+        files: that are checked, to read rows again.
     """
 
     directory: Path
@@ -40,6 +43,7 @@ class Table:
     counts: Counter[str] = field(default_factory=Counter)
     labels: Counter[str] = field(default_factory=Counter)
     openings: Counter[str] = field(default_factory=Counter)
+    files: Sequence[Input] = ()
     _files: list[str] = field(default_factory=list)
     _firsts: list[int] = field(default_factory=list)
 
