@@ -1,9 +1,9 @@
 """Labels that are probably wrong: confident learning (Northcutt, Jiang & Chuang 2021).
 
 A classifier predicts each row's label without having seen the row: multinomial logistic regression on TF-IDF, in
-five-fold cross-validation. The threshold of a class is the mean probability that its rows have of it. A row whose most probable
-class among those above their thresholds is another than its label is off the diagonal of the confident joint. It is
-marked if its own label's probability is also less than a tenth of that label's threshold.
+five-fold cross-validation. The threshold of a class is the mean probability that its rows have of it. A row whose most
+probable class among those above their thresholds is another than its label is off the diagonal of the confident joint.
+It is marked if its own label's probability is also less than a tenth of that label's threshold.
 """
 
 from collections.abc import Iterator
