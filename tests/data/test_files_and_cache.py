@@ -23,9 +23,11 @@ from writing import answers
 
 from tunesmith.cache_directory import cache_directory
 from tunesmith.config.recipe import Recipe
-from tunesmith.data import cache, documents, read
+from tunesmith.data import cache, read
 from tunesmith.data.example import Malformed, Source
 from tunesmith.data.prepare import prepare
+from tunesmith.data.reading import delimited
+from tunesmith.data.reading import pieces as pieces_module
 from tunesmith.data.render import Renderer
 from tunesmith.data.tokens import TokenTable
 from tunesmith.errors import UserError
@@ -106,7 +108,7 @@ def test_an_unclosed_quote_is_reported_at_the_row_where_it_opens(tmp_path: Path)
 
 
 def test_a_field_over_the_limit_counts_as_an_unclosed_quote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(read, "LARGEST_FIELD", 1000)
+    monkeypatch.setattr(delimited, "LARGEST_FIELD", 1000)
     content = 'q,a\n1,2\n"open' + "x" * 1000 + "\n1,2\n"
     try:
         rows = rows_in(tmp_path, "rows.csv", content.encode())
@@ -193,8 +195,8 @@ def test_a_large_byte_position_has_thousands_separators(tmp_path: Path) -> None:
 def test_a_bad_byte_in_a_later_piece_of_a_long_text_has_its_file_position(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(documents, "WHOLE", 50)
-    monkeypatch.setattr(documents, "PIECE", 10)
+    monkeypatch.setattr(pieces_module, "WHOLE", 50)
+    monkeypatch.setattr(pieces_module, "PIECE", 10)
     content = b"one two three\n\n" * 3 + b"four \xfffive six\n\nseven"
     rows_read = rows_in(tmp_path, "book.txt", content)
     assert [values for _, values in rows_read[:3]] == ["one two three\n\n"] * 3
@@ -221,9 +223,9 @@ def test_a_bad_byte_in_a_later_piece_of_a_long_text_has_its_file_position(
 def test_a_long_text_is_split_at_the_best_boundary(
     content: bytes, pieces: list[bytes] | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(documents, "WHOLE", 50)
-    monkeypatch.setattr(documents, "PIECE", 10)
-    actual = list(documents.documents(BytesIO(content)))
+    monkeypatch.setattr(pieces_module, "WHOLE", 50)
+    monkeypatch.setattr(pieces_module, "PIECE", 10)
+    actual = list(pieces_module.pieces(BytesIO(content)))
     assert b"".join(actual) == content
     if pieces is None:
         assert actual[0] == b"a b c d\ne f g h i\n"

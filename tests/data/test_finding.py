@@ -16,8 +16,9 @@ from tunesmith.data import read
 from tunesmith.data.example import Malformed
 from tunesmith.data.files import DataFile, find
 from tunesmith.data.hub import HubDataSet, commit, stream
-from tunesmith.data.json_rows import rows_of
 from tunesmith.data.read import Row, fingerprint
+from tunesmith.data.reading import parquet as read_parquet_module
+from tunesmith.data.reading.json_rows import rows_of
 from tunesmith.errors import UserError
 
 
@@ -36,6 +37,11 @@ def refused(given: str | list[str], directory: Path) -> str:
 # Files
 
 
+EXTENSIONS = (
+    ".json, .jsonl, .ndjson, .csv, .tsv, .parquet, .xlsx, .txt, .md, .markdown, .html, .htm, .xhtml, .pdf, .docx, .pptx"
+)
+
+
 def test_a_file_keeps_its_given_name_and_is_shown_relative_to_the_base(tmp_path: Path) -> None:
     base, elsewhere = tmp_path / "base", tmp_path / "elsewhere"
     touch(base, "in/a.JSONL", "b.csv.gz")
@@ -45,9 +51,9 @@ def test_a_file_keeps_its_given_name_and_is_shown_relative_to_the_base(tmp_path:
         DataFile(base / "in/a.JSONL", "in/a.JSONL", "in/a.JSONL", False),
         DataFile(base / "b.csv.gz", "b.csv.gz", "b.csv.gz", True),
     ]
-    assert [(file.extension, file.is_gzip) for file in files if isinstance(file, DataFile)] == [
-        (".jsonl", False),
-        (".csv", True),
+    assert [(file.extension, file.compression) for file in files if isinstance(file, DataFile)] == [
+        (".jsonl", None),
+        (".csv", "gzip"),
     ]
     (absolute, outside) = find([str(base / "in/a.JSONL"), "../elsewhere/c.tsv"], base)
     assert absolute == DataFile(base / "in/a.JSONL", str(base / "in/a.JSONL"), "in/a.JSONL", True)
@@ -88,23 +94,26 @@ def test_a_directory_with_both_rows_and_documents_is_refused(tmp_path: Path) -> 
     (tmp_path / "empty").mkdir()
     touch(tmp_path, "empty/a.bin")
     assert refused("empty", tmp_path) == (
-        "empty holds no file with a known extension (.json, .jsonl, .ndjson, .csv, .tsv, .parquet, .txt, .md; each "
-        "also with .gz)."
+        f"empty holds no file with a known extension ({EXTENSIONS}; each also with .gz or .zst)."
     )
 
 
-KNOWN = "Known: .json, .jsonl, .ndjson, .csv, .tsv, .parquet, .txt, .md, each also with .gz."
+JSON_LINES = "It looks like JSON with one object per line: name it .jsonl."
+KNOWN = f"Known: {EXTENSIONS}, each also with .gz or .zst."
 
 
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("a.xls", f"a.xls: '.xls' is not a known extension. {KNOWN} Save the sheet as CSV (UTF-8)."),
-        ("a.PDF", f"a.PDF: '.pdf' is not a known extension. {KNOWN} Save its text as .txt."),
+        ("a.xls", f"a.xls: '.xls' is not a known extension. {KNOWN} Save the sheet as CSV (UTF-8) or .xlsx."),
+        ("a.DOC", f"a.DOC: '.doc' is not a known extension. {KNOWN} Save it as .docx."),
         ("a.csv.zip", f"a.csv.zip: '.zip' is not a known extension. {KNOWN} Unpack it first."),
-        ("a.dat", f"a.dat: '.dat' is not a known extension. {KNOWN} Rename it to what it holds."),
-        ("a", f"a: it has no extension. {KNOWN} Rename it to what it holds."),
-        ("a.gz", f"a.gz: it has no extension. {KNOWN} Rename it to what it holds."),
+        (
+            "a.dat",
+            f"a.dat: '.dat' is not a known extension. {KNOWN} {JSON_LINES}",
+        ),
+        ("a", f"a: it has no extension. {KNOWN} {JSON_LINES}"),
+        ("a.gz", f"a.gz: it has no extension. {KNOWN} {JSON_LINES}"),
     ],
 )
 def test_a_file_of_an_unknown_type_is_refused_with_advice(name: str, message: str, tmp_path: Path) -> None:
@@ -124,9 +133,9 @@ def test_a_missing_path_is_refused_with_the_nearest_name(tmp_path: Path) -> None
     )
     assert refused("data/*.tsv", tmp_path) == "data/*.tsv: no file matches this pattern. data is there."
     assert refused("dta/*.tsv", tmp_path) == "dta/*.tsv: no file matches this pattern. Did you mean data?"
-    assert refused("https://example.org/a.csv", tmp_path) == (
-        "https://example.org/a.csv is not on this machine. Download it and name the file; a hub data set is "
-        "hf://owner/name."
+    assert refused("nowhere://example.org/a.csv", tmp_path) == (
+        "nowhere://example.org/a.csv: nowhere:// is not known. Known are s3://, gs://, https:// and others of fsspec, "
+        "databases as sqlite:///file.db#SELECT …, and hf://owner/name for a hub data set."
     )
 
 
@@ -394,7 +403,7 @@ def test_empty_files_of_a_directory_are_skipped_if_another_file_has_rows(tmp_pat
 def test_parquet_rows_are_numbered_across_batches(
     is_gzip: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(read, "PARQUET_ROWS", 2)
+    monkeypatch.setattr(read_parquet_module, "ROWS", 2)
     table = Table.from_pylist([{"a": [1, None]}, {"a": []}, {"a": None}, {"a": [4]}, {"a": [5]}])
     parquet.write_table(table, tmp_path / "rows.parquet", row_group_size=3)
     name = "rows.parquet"

@@ -14,9 +14,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tunesmith.data.documents import WHOLE, documents
 from tunesmith.data.example import Malformed
 from tunesmith.data.read import Row, fingerprint, read
+from tunesmith.data.reading.pieces import WHOLE, pieces
 from tunesmith.errors import UserError
 
 ROWS = [{"question": f"Wie heißt {n}?", "answer": f"Zeile {n},\nzweite"} for n in range(1, 4)]
@@ -105,7 +105,10 @@ def test_csv_rows_with_too_many_fields_or_unclosed_quotes_are_malformed(tmp_path
         ("rows.csv", b"a,a\n1,2\n", r"names column 'a' twice"),
         ("rows.parquet", b"PAR1 no", r"cannot be read as Parquet"),
         ("rows.jsonl.gz", b"no gzip", r"is truncated or is not gzip"),
-        ("rows.xlsx", b"x", r"'.xlsx' is not a known extension.*Save the sheet as CSV"),
+        ("rows.xls", b"x", r"'.xls' is not a known extension.*Save the sheet as CSV"),
+        ("rows.xlsx", b"x", r"rows.xlsx cannot be read: it is damaged or encrypted"),
+        ("rows.jsonl.zst", b"no zstd", r"is truncated or is not zstd"),
+        ("rows.csv", b"a,b\n1,\0\n", r"rows.csv holds NUL bytes"),
         ("directory/x.bin", b"x", None),
     ],
 )
@@ -152,11 +155,11 @@ def test_a_text_file_is_a_document(tmp_path: Path) -> None:
 )
 def test_long_texts_are_split_between_characters_without_loss(parts: list[str]) -> None:
     content = ("".join(parts) * 12).encode()
-    pieces = list(documents(BytesIO(content)))
-    assert b"".join(pieces) == content
-    for piece in pieces:
+    found = list(pieces(BytesIO(content)))
+    assert b"".join(found) == content
+    for piece in found:
         piece.decode("utf-8")
-    assert max(map(len, pieces)) <= 2 * WHOLE, "no more than that is in memory at a time"
+    assert max(map(len, found)) <= 2 * WHOLE, "no more than that is in memory at a time"
 
 
 def test_fingerprints_change_only_with_the_bytes(tmp_path: Path) -> None:

@@ -6,8 +6,8 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tunesmith.data.documents.read import read
 from tunesmith.retrieval.chunk import Chunk, chunks_of, word_counts
-from tunesmith.retrieval.reading import read
 from tunesmith.retrieval.sentences import sentence_spans
 
 

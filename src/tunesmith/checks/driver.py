@@ -193,6 +193,6 @@ def _code() -> str:
     """SHA-256 of the source code of the checks and of what reads rows."""
     digest = hashlib.sha256()
     package = Path(__file__).parent.parent
-    for file in sorted([*(package / "checks").rglob("*.py"), *(package / "data").glob("*.py")]):
+    for file in sorted([*(package / "checks").rglob("*.py"), *(package / "data").rglob("*.py")]):
         digest.update(file.name.encode() + file.read_bytes())
     return digest.hexdigest()

@@ -7,11 +7,10 @@ from itertools import islice, pairwise
 from pathlib import Path
 
 from tunesmith.checks.fingerprints import Fingerprint, fingerprint
-from tunesmith.data import hub
 from tunesmith.data.example import Malformed, Source
-from tunesmith.data.files import DataFile, find
+from tunesmith.data.files import DataFile, Found, find
 from tunesmith.data.format_detection import chosen_format, format_of_rows
-from tunesmith.data.read import Row, read_lines, read_one
+from tunesmith.data.read import Row, identity, read_lines, read_one
 from tunesmith.errors import UserError
 
 DETECT_ROWS = 100
@@ -48,7 +47,7 @@ class Input:
         is_other: whether others are compared with it, and it is not checked itself.
     """
 
-    file: DataFile | hub.HubDataSet
+    file: Found
     print: Fingerprint | None
     key: str
     layout: Layout
@@ -149,17 +148,17 @@ def to_the_end(rows: Iterator[Row | Malformed], name: str, first: int) -> Iterat
         yield Malformed(Source(name, next_row), f"reading stops here: {error}")
 
 
-def _input(file: DataFile | hub.HubDataSet, format: str, formats: Sequence[str], columns: Mapping[str, str]) -> Input:
+def _input(file: Found, format: str, formats: Sequence[str], columns: Mapping[str, str]) -> Input:
     if not isinstance(file, DataFile):
-        return Input(file, None, f"commit:{hub.commit(file)}", _layout(file, format, formats, columns))
+        return Input(file, None, identity(file), _layout(file, format, formats, columns))
     try:
-        found = fingerprint(file.path, has_lines=file.extension in LINES and not file.is_gzip)
+        found = fingerprint(file.path, has_lines=file.extension in LINES and not file.compression)
     except OSError as error:
         raise UserError(f"{file.shown} cannot be read: {error.strerror or error}.") from error
     return Input(file, found, found.sha256, _layout(file, format, formats, columns))
 
 
-def _layout(file: DataFile | hub.HubDataSet, format: str, formats: Sequence[str], columns: Mapping[str, str]) -> Layout:
+def _layout(file: Found, format: str, formats: Sequence[str], columns: Mapping[str, str]) -> Layout:
     """The format of the first rows that can be read. A file without any is reported row by row."""
     first: list[Row] = []
     with suppress(UserError):  # it is reported with the row at which it breaks off

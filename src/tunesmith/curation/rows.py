@@ -3,7 +3,6 @@
 import datetime
 import decimal
 import difflib
-import gzip
 import json
 import math
 from collections.abc import Iterator, Sequence
@@ -12,7 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any
 
 from tunesmith.checks.record import Record, record_of
 from tunesmith.config.data import Data
@@ -20,6 +19,7 @@ from tunesmith.data.example import Example, Malformed, Source
 from tunesmith.data.files import DataFile, find
 from tunesmith.data.format_detection import chosen_format, format_of_rows
 from tunesmith.data.read import Row, fingerprint, read
+from tunesmith.data.reading.opened import COMPRESSED, unpacked
 from tunesmith.data.row_formats import to_example
 from tunesmith.errors import UserError
 from tunesmith.run import Events, Subscriber
@@ -217,7 +217,7 @@ class _Lines:
         self.end_file()
         self._current, self._number = name, 0
         if name in self._files and has_lines(self._files[name]):
-            self._stream = _opened(self._files[name])
+            self._stream = unpacked(self._files[name])
 
     def end_file(self) -> None:
         """Read what is after the last row."""
@@ -237,11 +237,7 @@ def has_lines(file: DataFile) -> bool:
     Args:
         file: as found.
     """
-    return file.extension in LINES and file.path.suffix.lower() in (*LINES, ".gz")
-
-
-def _opened(file: DataFile) -> IO[bytes]:
-    return cast(IO[bytes], gzip.GzipFile(file.path)) if file.is_gzip else file.path.open("rb")
+    return file.extension in LINES and file.path.suffix.lower() in (*LINES, *COMPRESSED)
 
 
 class _Progress:

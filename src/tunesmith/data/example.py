@@ -20,6 +20,21 @@ class Source:
 
 
 @dataclass(frozen=True, slots=True)
+class Row:
+    """A row as it is in the file.
+
+    Attributes:
+        values: its columns, or the text itself.
+        source: where it is.
+        left_out: characters of the page around it that are not its text: navigation, scripts, footers.
+    """
+
+    values: dict[str, Any] | str
+    source: Source
+    left_out: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Completion:
     """One of several ways in which a chat continues, and how good it is.
 

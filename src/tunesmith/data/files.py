@@ -7,27 +7,37 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from tunesmith.data.hub import HubDataSet
+from tunesmith.data.reading.looks_like import looks_like
+from tunesmith.data.reading.opened import COMPRESSED, extension_of
+from tunesmith.data.reading.remote import RemoteFile, is_remote
+from tunesmith.data.reading.sql import DATABASES, SqlQuery
 from tunesmith.errors import UserError
 
-TABLES = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
-"""Extensions of files that hold rows; each also with `.gz`."""
+TABLES = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".xlsx")
+"""Extensions of files that hold rows; each also with `.gz` or `.zst`."""
 
-TEXTS = (".txt", ".md")
-"""Extensions of files that are documents; each also with `.gz`."""
+DOCUMENTS = (".html", ".htm", ".xhtml", ".pdf", ".docx", ".pptx")
+"""Extensions of files whose text is read as Markdown; also with `.gz` or `.zst`."""
+
+TEXTS = (".txt", ".md", ".markdown", *DOCUMENTS)
+"""Extensions of files that are documents; each also with `.gz` or `.zst`."""
 
 _ADVICE = {
-    ".xlsx": "Save the sheet as CSV (UTF-8).",
-    ".xls": "Save the sheet as CSV (UTF-8).",
+    ".xls": "Save the sheet as CSV (UTF-8) or .xlsx.",
+    ".doc": "Save it as .docx.",
+    ".ppt": "Save it as .pptx.",
+    ".odt": "Save it as .docx.",
+    ".ods": "Save the sheet as CSV (UTF-8) or .xlsx.",
     ".zip": "Unpack it first.",
     ".tar": "Unpack it first.",
-    ".zst": "Unpack it first, or pack it with gzip.",
     ".bz2": "Unpack it first, or pack it with gzip.",
     ".xz": "Unpack it first, or pack it with gzip.",
     ".arrow": "Save it as Parquet.",
-    ".pdf": "Save its text as .txt.",
-    ".docx": "Save its text as .txt.",
+    ".db": "If it is an SQLite database, write sqlite:///{path}#SELECT …",
+    ".sqlite": "Write sqlite:///{path}#SELECT …",
 }
 
 
@@ -49,15 +59,24 @@ class DataFile:
 
     @property
     def extension(self) -> str:
-        """Such as `.csv`, without `.gz`."""
-        return _extension(self.path)
+        """Such as `.csv`, without `.gz` or `.zst`."""
+        return extension_of(self.path)
 
     @property
-    def is_gzip(self) -> bool:
-        return self.path.suffix.lower() == ".gz"
+    def compression(self) -> str | None:
+        """`gzip`, `zstd` or None."""
+        return COMPRESSED.get(self.path.suffix.lower())
+
+    def open(self) -> IO[bytes]:
+        """Its bytes as they are stored."""
+        return self.path.open("rb")
 
 
-def find(paths: Sequence[str], base_dir: Path) -> list[DataFile | HubDataSet]:
+Found = DataFile | RemoteFile | SqlQuery | HubDataSet
+"""What rows are read from."""
+
+
+def find(paths: Sequence[str], base_dir: Path) -> list[Found]:
     """The files of the paths, in the order given; the files of a directory or glob are sorted by path.
 
     A directory is searched recursively for known extensions, links to directories too; names that begin with a dot are
@@ -82,14 +101,12 @@ def find(paths: Sequence[str], base_dir: Path) -> list[DataFile | HubDataSet]:
     return found
 
 
-def _find_one(given: str, base_dir: Path) -> Iterator[DataFile | HubDataSet]:
+def _find_one(given: str, base_dir: Path) -> Iterator[Found]:
     path = base_dir / Path(given).expanduser()
-    if "://" in given and not given.startswith("hf://"):
-        raise UserError(
-            f"{given} is not on this machine. Download it and name the file; a hub data set is hf://owner/name."
-        )
     if given.startswith("hf://"):
         yield HubDataSet.parse(given)
+    elif "://" in given:
+        yield from _elsewhere(given, base_dir)
     elif path.is_dir():
         yield from _in_directory(path, given, base_dir)
     elif path.exists():
@@ -102,18 +119,44 @@ def _find_one(given: str, base_dir: Path) -> Iterator[DataFile | HubDataSet]:
         raise UserError(f"{given}: no such file or directory.{_nearest(path, base_dir)}")
 
 
+def _elsewhere(given: str, base_dir: Path) -> Iterator[RemoteFile | SqlQuery]:
+    scheme = given.partition("://")[0].lower()
+    if scheme.partition("+")[0] in DATABASES:
+        yield SqlQuery.parse(given, base_dir)
+    elif is_remote(given):
+        for file in RemoteFile.find(given):
+            _refuse_unknown(file.extension, file.shown, "Rename it to what it holds.")
+            yield file
+    else:
+        raise UserError(
+            f"{given}: {scheme}:// is not known. Known are s3://, gs://, https:// and others of fsspec, databases as "
+            "sqlite:///file.db#SELECT …, and hf://owner/name for a hub data set."
+        )
+
+
+def _refuse_unknown(extension: str, shown: str, advice: str) -> None:
+    """Raises:
+    UserError: no file with this extension is read.
+    """
+    if extension not in (*TABLES, *TEXTS):
+        problem = f"{extension!r} is not a known extension" if extension else "it has no extension"
+        known = ", ".join((*TABLES, *TEXTS))
+        raise UserError(f"{shown}: {problem}. Known: {known}, each also with .gz or .zst. {advice}")
+
+
 def _in_directory(directory: Path, given: str, base_dir: Path) -> Iterator[DataFile]:
-    known = [path for path in _walk(directory) if _extension(path) in (*TABLES, *TEXTS)]
+    known = [path for path in _walk(directory) if extension_of(path) in (*TABLES, *TEXTS)]
     if not known:
         raise UserError(
-            f"{given} holds no file with a known extension ({', '.join((*TABLES, *TEXTS))}; each also with .gz)."
+            f"{given} holds no file with a known extension ({', '.join((*TABLES, *TEXTS))}; each also with .gz or "
+            ".zst)."
         )
-    tables = [path for path in known if _extension(path) in TABLES]
-    texts = [path for path in known if _extension(path) in TEXTS]
+    tables = [path for path in known if extension_of(path) in TABLES]
+    texts = [path for path in known if extension_of(path) in TEXTS]
     if tables and texts:
         raise UserError(
             f"{given} holds both rows ({tables[0].name}{_more(tables)}) and documents ({texts[0].name}{_more(texts)}). "
-            f"Name the ones you mean, for example {given.rstrip('/')}/**/*{_extension(tables[0])}."
+            f"Name the ones you mean, for example {given.rstrip('/')}/**/*{extension_of(tables[0])}."
         )
     for path in known:
         yield _file(path, given, base_dir, is_named=False)
@@ -143,17 +186,11 @@ def _by_glob(pattern: Path, given: str, base_dir: Path) -> Iterator[DataFile]:
 
 def _file(path: Path, given: str, base_dir: Path, is_named: bool) -> DataFile:
     shown = _shown(path, base_dir)
-    extension = _extension(path)
-    if extension not in (*TABLES, *TEXTS):
-        advice = _ADVICE.get(path.suffix.lower(), "Rename it to what it holds.")
-        problem = f"{extension!r} is not a known extension" if extension else "it has no extension"
-        raise UserError(f"{shown}: {problem}. Known: {', '.join((*TABLES, *TEXTS))}, each also with .gz. {advice}")
+    if extension_of(path) not in (*TABLES, *TEXTS):
+        advice = _ADVICE.get(path.suffix.lower(), "").replace("{path}", shown)
+        _refuse_unknown(extension_of(path), shown, advice or looks_like(path) or "Rename it to what it holds.")
     name = str(path) if Path(given).expanduser().is_absolute() else os.path.relpath(path, base_dir)
     return DataFile(path, name, shown, is_named)
-
-
-def _extension(path: Path) -> str:
-    return (path.with_suffix("") if path.suffix.lower() == ".gz" else path).suffix.lower()
 
 
 def _shown(path: Path, base_dir: Path) -> str:
@@ -166,7 +203,7 @@ def _may_be_on_the_hub(given: str, path: Path) -> bool:
     return (
         bool(owner_and_name)
         and given[0] != "."
-        and _extension(path) not in (*TABLES, *TEXTS)
+        and extension_of(path) not in (*TABLES, *TEXTS)
         and not path.parent.exists()
     )
 

@@ -126,6 +126,7 @@ def every_row(
     well_formed = [row for row in first if isinstance(row, Row)]
     report.format = chosen_format(well_formed, data.format, formats, data.columns)
     for row in chain(first, rows):
+        report.boilerplate += 0 if isinstance(row, Malformed) else row.left_out
         yield row if isinstance(row, Malformed) else to_example(row, report.format, data.columns)
 
 

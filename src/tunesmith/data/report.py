@@ -70,6 +70,7 @@ class DataReport:
         malformed: rows that could not be parsed; `malformed_rows` names the first few with reasons.
         unusable: rows that the chat template cannot render or that would teach nothing; `unusable_rows` names the
             first few.
+        boilerplate: characters of web pages that are not their text: navigation, scripts, footers; left out.
         separate_turns: earlier turns that became examples of their own, because the template rewrites them once a later
             turn follows.
         held_out_rows: examples kept out of training.
@@ -91,6 +92,7 @@ class DataReport:
     malformed_rows: list[str] = field(default_factory=list)
     unusable: int = 0
     unusable_rows: list[str] = field(default_factory=list)
+    boilerplate: int = 0
     separate_turns: int = 0
     held_out_rows: int = 0
     examples: int = 0

@@ -29,6 +29,7 @@ COUNTS = {
     "rows": "rows read",
     "malformed": "malformed rows, left out",
     "unusable": "unusable rows, left out",
+    "boilerplate": "characters of navigation, scripts and footers, left out of web pages",
     "separate_turns": "earlier turns turned into separate examples",
     "truncated": "examples truncated to the maximum length",
     "split": "examples split at the maximum length",

@@ -386,6 +386,7 @@ def _contribution(source: dict[str, Any], tokens: float) -> str:
 COUNTED = {
     "malformed": "malformed rows left out",
     "unusable": "unusable rows left out",
+    "boilerplate": "characters of navigation, scripts and footers left out of web pages",
     "truncated": "examples truncated to data.max_length",
     "split": "examples split at data.max_length",
     "dropped": "examples over data.max_length left out",

@@ -10,12 +10,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tunesmith.data.documents.document import UnreadableError
+from tunesmith.data.documents.read import LARGEST, files_in, read
 from tunesmith.errors import UserError
 from tunesmith.retrieval.chunk import SIZE, Chunk, chunks_of, searched_text, word_counts
-from tunesmith.retrieval.document import UnreadableError
 from tunesmith.retrieval.generation import Document, Generation, Origin, Settings, current, publish
 from tunesmith.retrieval.pending import Pending
-from tunesmith.retrieval.reading import LARGEST, files_in, read
 from tunesmith.run import Events, Subscriber, writing
 from tunesmith.run_lock import write_lock
 

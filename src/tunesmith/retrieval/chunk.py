@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import NamedTuple
 
-from tunesmith.retrieval.document import Block, Document
+from tunesmith.data.documents.document import Block, Document
 from tunesmith.retrieval.sentences import sentence_spans
 
 SIZE = 200

@@ -8,7 +8,7 @@ from itertools import accumulate
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
-from tunesmith.retrieval.document import Block, Document, decoded
+from tunesmith.data.documents.document import Block, Document, decoded
 
 _FRONT_MATTER = re.compile(r"---[ \t]*\n.*?\n(?:---|\.\.\.)[ \t]*(?:\n|$)", re.DOTALL)
 """YAML before the text, which CommonMark would read as a heading."""

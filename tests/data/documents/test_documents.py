@@ -7,8 +7,8 @@ import pytest
 from pypdf import PdfWriter
 from pypdf.generic import DecodedStreamObject, DictionaryObject, NameObject
 
-from tunesmith.retrieval.document import Document, UnreadableError
-from tunesmith.retrieval.reading import read
+from tunesmith.data.documents.document import Document, UnreadableError
+from tunesmith.data.documents.read import read
 
 MARKDOWN = """---
 title: Note
@@ -186,5 +186,5 @@ def test_an_encrypted_pdf_is_refused() -> None:
 
 def test_without_pypdf_the_reason_names_the_command_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pypdf", None)
-    with pytest.raises(UnreadableError, match=r"pip install 'tunesmith\[rag\]'"):
+    with pytest.raises(UnreadableError, match=r"pip install 'tunesmith\[pdf\]'"):
         read("a.pdf", b"%PDF")

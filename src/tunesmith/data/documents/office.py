@@ -1,14 +1,19 @@
 """Office files: paragraphs, headings and tables of Word, PowerPoint and Excel files (`tunesmith[office]`)."""
 
 import zipfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from io import BytesIO
 from typing import Any
 
-from tunesmith.retrieval.document import Block, Document, Positions, UnreadableError
+from tunesmith.data.documents.document import Block, Document, Positions, UnreadableError
+from tunesmith.errors import UserError
 
 LARGEST_UNPACKED = 400_000_000
 """Bytes. These files are ZIP archives, and a small one can unpack to more than the memory."""
+
+LARGEST_XML = 100_000_000
+"""Bytes of XML in a Word or PowerPoint file, whose trees take ten times as much memory."""
 
 _HEADING = "Heading "
 """What the names of Word's styles of headings begin with."""
@@ -70,7 +75,7 @@ def read_word(data: bytes) -> Document:
     Raises:
         UnreadableError: it is damaged, encrypted or too large unpacked, or python-docx is not installed.
     """
-    return _read(data, _word)
+    return _read(data, _word, LARGEST_XML)
 
 
 def read_slides(data: bytes) -> Document:
@@ -85,7 +90,7 @@ def read_slides(data: bytes) -> Document:
     Raises:
         UnreadableError: as `read_word`, with python-pptx.
     """
-    return _read(data, _slides)
+    return _read(data, _slides, LARGEST_XML)
 
 
 def read_workbook(data: bytes) -> Document:
@@ -104,17 +109,38 @@ def read_workbook(data: bytes) -> Document:
     return _read(data, _workbook)
 
 
-def _read(data: bytes, add: Callable[[bytes, _Text], None]) -> Document:
+def _read(data: bytes, add: Callable[[bytes, _Text], None], most_xml: int = LARGEST_UNPACKED) -> Document:
     text = _Text()
+    with reading_archive(data, most_xml):
+        add(data, text)
+    return text.document()
+
+
+@contextmanager
+def reading_archive(data: bytes, most_xml: int = LARGEST_UNPACKED) -> Iterator[BytesIO]:
+    """An office file, once it is known that it does not unpack to more than the memory.
+
+    Args:
+        data: the file.
+        most_xml: bytes of XML that are read.
+
+    Yields:
+        The file.
+
+    Raises:
+        UnreadableError: it is damaged, encrypted or too large, or the library that reads it is not installed.
+    """
     try:
         with zipfile.ZipFile(BytesIO(data)) as archive:
-            size = sum(entry.file_size for entry in archive.infolist())
-        if size > LARGEST_UNPACKED:
-            raise UnreadableError(
-                f"it unpacks to {size / 1e6:,.0f} MB, and at most {LARGEST_UNPACKED / 1e6:,.0f} are read; split it"
-            )
-        add(data, text)
-    except UnreadableError:
+            sizes = {entry.filename: entry.file_size for entry in archive.infolist()}
+        xml = sum(size for name, size in sizes.items() if name.lower().endswith((".xml", ".rels", ".vml")))
+        for size, most in ((sum(sizes.values()), LARGEST_UNPACKED), (xml, most_xml)):
+            if size > most:
+                raise UnreadableError(
+                    f"it unpacks to {size / 1e6:,.0f} MB, and at most {most / 1e6:,.0f} are read; split it"
+                )
+        yield BytesIO(data)
+    except (UnreadableError, UserError):
         raise
     except ImportError as error:
         raise UnreadableError(f"reading it needs {error.name}: pip install 'tunesmith[office]'") from None
@@ -123,7 +149,6 @@ def _read(data: bytes, add: Callable[[bytes, _Text], None]) -> Document:
     except Exception as error:  # damaged files fail in every way
         reason = (str(error).splitlines() or [""])[0][:80]
         raise UnreadableError(f"it is damaged: {type(error).__name__}: {reason}") from None
-    return text.document()
 
 
 def _word(data: bytes, text: _Text) -> None:

@@ -6,10 +6,10 @@ from io import BytesIO
 
 import pytest
 
-from tunesmith.retrieval import office
+from tunesmith.data.documents import office
+from tunesmith.data.documents.document import Document, UnreadableError
+from tunesmith.data.documents.read import read
 from tunesmith.retrieval.chunk import chunks_of
-from tunesmith.retrieval.document import Document, UnreadableError
-from tunesmith.retrieval.reading import read
 
 ROWS = [["Plan", "Price"], ["Free", "0"], ["Team", "20"]]
 

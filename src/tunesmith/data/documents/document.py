@@ -84,12 +84,14 @@ class Document:
         blocks: of the text, in order, without gaps that hold words.
         positions: of the text in the file.
         pages: the offset in the text at which each page starts; empty if the format has no pages.
+        left_out: characters in the file that are not the document's text: navigation, scripts, footers.
     """
 
     text: str
     blocks: tuple[Block, ...]
     positions: Positions
     pages: tuple[int, ...] = ()
+    left_out: int = 0
 
     def page(self, offset: int) -> int | None:
         """The page of a character, counted from 1; None without pages."""

@@ -4,13 +4,13 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from tunesmith.data.documents.document import Document, UnreadableError
+from tunesmith.data.documents.markdown import read_markdown
+from tunesmith.data.documents.office import read_slides, read_word, read_workbook
+from tunesmith.data.documents.pdf import read_pdf
+from tunesmith.data.documents.plain_text import read_code, read_text
+from tunesmith.data.documents.web_page import read_web_page
 from tunesmith.errors import UserError
-from tunesmith.retrieval.document import Document, UnreadableError
-from tunesmith.retrieval.markdown import read_markdown
-from tunesmith.retrieval.office import read_slides, read_word, read_workbook
-from tunesmith.retrieval.pdf import read_pdf
-from tunesmith.retrieval.plain_text import read_code, read_text
-from tunesmith.retrieval.web_page import read_web_page
 
 Reader = Callable[[bytes], Document]
 

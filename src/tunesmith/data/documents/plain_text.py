@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 from itertools import pairwise
 
-from tunesmith.retrieval.document import Block, Document, decoded
+from tunesmith.data.documents.document import Block, Document, decoded
 
 _PARAGRAPH = re.compile(r"[^\n]*\S[^\n]*(?:\n[^\n]*\S[^\n]*)*")
 """Lines up to the next blank one."""

@@ -8,7 +8,7 @@ from html import unescape
 from html.parser import HTMLParser
 from itertools import accumulate
 
-from tunesmith.retrieval.document import Block, Document, Kind, Positions, decoded
+from tunesmith.data.documents.document import Block, Document, Kind, Positions, decoded
 
 _SKIPPED = frozenset(("aside", "button", "footer", "head", "nav", "noscript", "script", "style", "svg", "template"))
 """Elements whose text is not the page's."""
@@ -43,7 +43,9 @@ def read_web_page(data: bytes) -> Document:
     page.close()
     page.finish()
     blocks = page.main_blocks or page.blocks
-    return Document("".join(page.parts), tuple(blocks), Positions(file.text, file.encoding, page.marks, file.before))
+    left_out = page.left_out + sum(block.end - block.start for block in page.blocks if block not in set(blocks))
+    positions = Positions(file.text, file.encoding, page.marks, file.before)
+    return Document("".join(page.parts), tuple(blocks), positions, left_out=left_out)
 
 
 class _Page(HTMLParser):
@@ -61,6 +63,7 @@ class _Page(HTMLParser):
         self._main = self._pre = self._tables = self._level = 0
         self._space = self._row_has_data = False
         self._row_start = self._header_end = 0
+        self.left_out = 0
 
     # What the parser finds
 
@@ -170,6 +173,7 @@ class _Page(HTMLParser):
     def _text(self, data: str) -> None:
         """Add text with the white space that it has in a browser."""
         if self._skipped:
+            self.left_out += len(data)
             return
         line, column = self.getpos()
         offset = self._line_starts[line - 1] + column

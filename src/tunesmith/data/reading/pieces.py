@@ -13,7 +13,7 @@ PIECE = 100_000
 _BLANK_LINES = re.compile(rb"\n(?:[ \t\r]*\n)+")
 
 
-def documents(stream: IO[bytes]) -> Iterator[bytes]:
+def pieces(stream: IO[bytes]) -> Iterator[bytes]:
     """A file of up to `WHOLE` bytes (1 MB) as one document; a longer one as documents of about `PIECE` bytes (100 kB).
 
     A piece ends after the first blank line past 100 kB. If there is none within another 100 kB, it ends after the next

@@ -1,4 +1,4 @@
-"""PDF: the text of its pages, under the headings of its outline, by pypdf (`tunesmith[rag]`)."""
+"""PDF: the text of its pages, under the headings of its outline, by pypdf (`tunesmith[pdf]`)."""
 
 import logging
 import re
@@ -7,7 +7,7 @@ from io import BytesIO
 from itertools import accumulate
 from typing import Any
 
-from tunesmith.retrieval.document import Block, Document, Positions, UnreadableError
+from tunesmith.data.documents.document import Block, Document, Positions, UnreadableError
 
 _PARAGRAPH = re.compile(r"[^\n]*\S[^\n]*(?:\n[^\n]*\S[^\n]*)*")
 
@@ -27,7 +27,7 @@ def read_pdf(data: bytes) -> Document:
     try:
         import pypdf
     except ImportError:
-        raise UnreadableError("reading PDF needs pypdf: pip install 'tunesmith[rag]'") from None
+        raise UnreadableError("reading PDF needs pypdf: pip install 'tunesmith[pdf]'") from None
     logging.getLogger("pypdf").setLevel(logging.CRITICAL)  # what it repairs is not the user's concern
     try:
         reader = pypdf.PdfReader(BytesIO(data))
