@@ -5,7 +5,7 @@ import asyncio
 import json
 import sys
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -686,6 +686,59 @@ def test_evaluation_study_evaluates_each_trial_once_and_writes_tables_and_plot(
     assert {"loss", "coverage", "rouge_l"} <= plain["figures"].keys()
     assert 0 <= classified["figures"]["accuracy"]["tuned"]["value"] <= 1
     assert module.RESULTS.with_suffix(".md").read_text(encoding="utf-8") == module.table(module.done())
+    assert module.RESULTS.with_suffix(".svg").stat().st_size > 1000
+
+
+def test_faults_are_planted_in_a_share_of_the_rows(script: Script) -> None:
+    module = script("data_faults")
+    rows = [{"question": f"q{n}", "answer": "One two three four five six.", "label": "ab"[n % 2]} for n in range(50)]
+    for fault in module.FAULTS:
+        made, faulty = module.planted(rows, fault, 0.2, 0)
+        assert len(faulty) == 10
+        assert {n for n in range(50) if made[n] != rows[n]} == set(faulty)
+        assert module.planted(rows, fault, 0.2, 1)[1] != faulty
+    assert len({json.dumps(row) for row in module.planted(rows, "duplicates", 0.2, 0)[0]}) == 40
+
+
+def test_data_quality_says_what_faults_add_and_how_much_of_it_is_won_back(script: Script, tmp_path: Path) -> None:
+    report, module = script("data_quality_report"), script("data_quality")
+    rows, faulty = [{"a": "x"}, {"a": "y"}, {"a": "x"}, {"a": "z"}], [2]
+    assert module.outcome(rows, {0, 3}, faulty) == {"found": 1, "wrongly_dropped": 1}
+    about = {"share": 0.2, "setting": asdict(module.SIZES), "date": "2026-11-30", "machine": "here", "accuracy": None}
+    counts = {"rows": 90, "planted": 20, "found": 9, "wrongly_dropped": 1}
+    losses = {("", "clean"): 1.0, ("cut answers", "dirty"): 1.4, ("cut answers", "cleaned"): 1.1}
+    trials = [
+        {"task": "problems", "fault": fault, "arm": arm, "seed": seed, "loss": loss + 0.01 * seed, **about, **counts}
+        for seed in (0, 1) for (fault, arm), loss in losses.items()
+    ]  # fmt: skip
+    assert report.table(trials).splitlines()[-1] == (
+        "| word problems, embedded base | cut answers | 1.005 | +0.400 ± 0.000 | +0.100 ± 0.000 | 75% |  | 45% | 1.2% |"
+    )
+    report.plot(trials, tmp_path / "plot.svg")
+    assert (tmp_path / "plot.svg").stat().st_size > 1000
+
+
+@pytest.mark.long
+def test_data_quality_trains_each_arm_once(
+    script: Script, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module = script("data_quality")
+    intents = [f"where is my {thing} number {n},{thing}" for thing in ("card", "money") for n in range(12)]
+    problem = {"question": "Why does the number {} grow?", "answer": "It <<1+1=2>>2 grows by one.\n#### {}"}
+    problems = [json.dumps({name: text.format(n) for name, text in problem.items()}) for n in range(20)]
+    for part in ("train", "test"):
+        write(module.DATA / "banking77" / f"{part}.csv", "text,category", *intents)
+        write(module.DATA / "gsm8k" / f"{part}.jsonl", *problems)
+    sizes = module.Sizes(2, 10, 6, 12, 4, (1, 1), (64, 128))
+    monkeypatch.setattr(module, "SIZES", sizes)
+    monkeypatch.setattr(module, "RESULTS", tmp_path / "data_quality.jsonl")
+    monkeypatch.setattr("sys.argv", ["data_quality.py", "--seeds", "1"])
+    module.main()
+    assert capsys.readouterr().out.count(": done") == 12
+    module.main()
+    assert not capsys.readouterr().out, "no trial is repeated"
+    cleaned = {each["fault"]: each for each in module.done() if each["arm"] == "cleaned" and each["task"] == "problems"}
+    assert cleaned["duplicates"]["found"] >= cleaned["duplicates"]["planted"]
     assert module.RESULTS.with_suffix(".svg").stat().st_size > 1000
 
 
