@@ -1,4 +1,4 @@
-"""What preferences teach a small model: DPO and KTO on real pairs, and a reward model on a known rule.
+"""What preferences teach a small model: DPO and KTO on real pairs, a reward model on a known rule, and rewards.
 
     python benchmarks/preference_quality.py               # SmolLM2-135M-Instruct, five seeds
 
@@ -9,6 +9,11 @@ DPO: the chosen answers as plain examples (`instruction`), and KTO on the same a
 
 The rule: answers to small requests are scored by how polite and how short they are; a reward model learns it from
 pairs, and is measured on held-out pairs and by its rank correlation with the rule.
+
+The sums: GRPO with a check of the result, beside the same number of samples as best-of-n (once) and as expert
+iteration (`best_of_n`, phase by phase), and beside choosing the right one of several answers.
+
+The pipeline (`preference_pipeline.py`): examples, a reward model of the rule, and policies that it trains, one recipe.
 Writes results/preference_quality.{jsonl,md}; finished trials are not repeated.
 """
 
@@ -24,6 +29,8 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+from preference_pipeline import ASKED, PHASES, pipeline_table, pipeline_trial
+from preference_pipeline import PROMPTS as PIPELINE_PROMPTS
 from stored_result import stored_trials
 from train_speed_report import machine
 
@@ -319,6 +326,16 @@ def right(model: str, rows: list[dict[str, str]]) -> float:
     return mean(answer.text.strip() == row["answer"] for answer, row in zip(answers, rows, strict=True))
 
 
+def any_right(model: str, rows: list[dict[str, str]], seed: int) -> float:
+    """The share of sums that a model gets right in one of `GROUP` samples: best-of-n with the check at hand."""
+    import tunesmith
+
+    questions = [row["question"] for row in rows]
+    answers = tunesmith.load(model).generate(questions, max_new_tokens=SUM_TOKENS, temperature=1.0, n=GROUP, seed=seed)
+    texts = [answer.text.strip() for answer in answers]
+    return mean(row["answer"] in texts[number * GROUP : (number + 1) * GROUP] for number, row in enumerate(rows))
+
+
 def sums_trial(seed: int) -> dict[str, Any]:
     """A few examples, then as many samples for best-of-n (keep what is right, train on it) as for GRPO."""
     import tunesmith
@@ -350,6 +367,8 @@ def sums_trial(seed: int) -> dict[str, Any]:
         }  # fmt: skip
         reinforced = tuned("grpo", first, written("prompts.jsonl", prompts), grpo, steps=GRPO_STEPS)
         seconds = time.perf_counter() - started
+        expert = {**grpo, "kind": "best_of_n", "threshold": 1.0}
+        iterated = tuned("expert", first, written("prompts.jsonl", prompts), expert, steps=GRPO_STEPS)
         asked = (prompts * (1 + GRPO_STEPS * PROMPTS // len(prompts)))[: GRPO_STEPS * PROMPTS]
         samples = tunesmith.load(first).generate(
             [row["question"] for row in asked], max_new_tokens=SUM_TOKENS, temperature=1.0, n=GROUP, seed=seed
@@ -367,11 +386,30 @@ def sums_trial(seed: int) -> dict[str, Any]:
             "machine": machine(),
             "seconds": seconds,
             "kept": len(kept),
+            "any_of_n": any_right(first, held_out, seed),
             **{
                 name: right(model, held_out)
-                for name, model in (("base", BASE), ("examples", first), ("best_of_n", best), ("grpo", reinforced))
+                for name, model in (
+                    ("base", BASE),
+                    ("examples", first),
+                    ("best_of_n", best),
+                    ("expert", iterated),
+                    ("grpo", reinforced),
+                )
             },
         }
+
+
+PIPELINE = "the pipeline"
+
+
+def votes_trial(seed: int) -> dict[str, Any]:
+    """From the rule's choices to a policy: all stages of one recipe."""
+    draw = random.Random(10_000 + seed)
+    count = PHASES * PIPELINE_PROMPTS + ASKED
+    prompts = [f"What is {draw.randint(1, 99)} plus {draw.randint(1, 99)}?" for _ in range(count)]
+    found = pipeline_trial(BASE, seed, ruled_pairs, rule, prompts)
+    return {"experiment": PIPELINE, "name": "stages", "seed": seed, "machine": machine(), **found}
 
 
 def table(trials: list[dict[str, Any]]) -> str:
@@ -418,12 +456,22 @@ def table(trials: list[dict[str, Any]]) -> str:
     reinforced = [each for each in trials if each["experiment"] == SUMS]
     if reinforced:
         lines += ["", "| sums right | |", "|---|---|"]
-        names = {"base": "base", "examples": f"{SUM_TRAIN} examples", "best_of_n": "best-of-n", "grpo": "GRPO"}
+        names = {
+            "base": "base", "examples": f"{SUM_TRAIN} examples", "best_of_n": "best-of-n, trained on once",
+            "expert": "expert iteration", "grpo": "GRPO",
+            "any_of_n": f"{SUM_TRAIN} examples, one of {GROUP} samples is right",
+        }  # fmt: skip
         lines += [
-            f"| {title} | {_over([each[key] for each in reinforced], 100, '%')} |" for key, title in names.items()
+            f"| {title} | {_over([each[key] for each in reinforced if key in each], 100, '%')} |"
+            for key, title in names.items()
+            if any(key in each for each in reinforced)
         ]
+    pipelines = [each for each in trials if each["experiment"] == PIPELINE]
+    if pipelines:
+        lines += pipeline_table(pipelines, _over)
     counts = {
-        name: len({each["seed"] for each in trials if each["experiment"] == name}) for name in (*SOURCES, RULE, SUMS)
+        name: len({each["seed"] for each in trials if each["experiment"] == name})
+        for name in (*SOURCES, RULE, SUMS, PIPELINE)
     }
     if trials:
         seeds = ", ".join(f"{name} {count}" for name, count in counts.items() if count)
@@ -447,15 +495,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=SEEDS)
     parser.add_argument("--objectives", nargs="+", choices=list(OBJECTIVES), default=list(OBJECTIVES))
-    parser.add_argument("--only", nargs="+", choices=[*SOURCES, RULE, SUMS], help="these experiments")
+    parser.add_argument("--only", nargs="+", choices=[*SOURCES, RULE, SUMS, PIPELINE], help="these experiments")
     options = parser.parse_args()
     finished = {(each["experiment"], each["name"], each["seed"]) for each in stored_trials(RESULTS)}
     for seed in range(options.seeds):
         pairs = [(source, name) for name in options.objectives for source in SOURCES]
-        for experiment, name in [*pairs, (RULE, "reward model"), (SUMS, "grpo")]:
+        for experiment, name in [*pairs, (RULE, "reward model"), (SUMS, "grpo"), (PIPELINE, "stages")]:
             if (experiment, name, seed) in finished or (options.only and experiment not in options.only):
                 continue
-            own = {RULE: rule_trial, SUMS: sums_trial}
+            own = {RULE: rule_trial, SUMS: sums_trial, PIPELINE: votes_trial}
             result = own[experiment](seed) if experiment in own else trial(experiment, name, seed)
             with RESULTS.open("a", encoding="utf-8") as out:
                 out.write(json.dumps(result) + "\n")

@@ -130,7 +130,7 @@ def rollouts_over(
         settings: fields of `train`.
         objective: its fields.
     """
-    sizes = {"prompts": 2, "max_new_tokens": 6, **({"group_size": 4} if kind == "grpo" else {})}
+    sizes = {"prompts": 2, "max_new_tokens": 6, **({} if kind == "ppo" else {"group_size": 4})}
     config = objective_of(kind, **{"rewards": ["exact"], **sizes, **objective})
     tokenizer = byte_tokenizer()
     renderer = Renderer(tokenizer)

@@ -62,7 +62,64 @@ def test_a_stage_has_the_common_sections_except_those_that_it_sets_itself(tmp_pa
     assert (second.train.epochs, second.objective.kind, third.objective.kind) == (2.0, "text", "instruction")
     assert {recipe.train.seed for recipe in pipeline.recipes} == {5}
     assert {recipe.method.kind for recipe in pipeline.recipes} == {"ia3"}
-    assert {(recipe.base.path, recipe.base.weights) for recipe in pipeline.recipes} == {("/models/base", "bf16")}
+    assert [recipe.base.path for recipe in pipeline.recipes] == ["/models/base", "stage:first", "stage:stage2"]
+    assert {recipe.base.weights for recipe in pipeline.recipes} == {"bf16"}
+
+
+FEEDBACK = """
+data: {train: rows.jsonl}
+stages:
+  - {name: task, base: {path: /models/base, weights: bf16}}
+  - {name: liked, objective: {kind: reward}}
+  - name: policy
+    base: stage:task
+    objective:
+      kind: online_dpo
+      reward: stage:liked
+      rewards: [{function: judge, options: {model: "stage:task"}}]
+  - {name: other, base: {path: /models/other}, objective: {kind: distillation, teacher: "stage:policy"}}
+"""
+
+
+def test_a_stage_names_an_earlier_one_as_its_base_and_as_a_reward(tmp_path: Path) -> None:
+    (tmp_path / "pipeline.yaml").write_text(FEEDBACK, encoding="utf-8")
+    pipeline = Pipeline.load(tmp_path / "pipeline.yaml", ["base.weights=fp32"])
+    assert pipeline is not None
+    assert [recipe.base.path for recipe in pipeline.recipes] == [
+        "/models/base", "stage:task", "stage:task", "/models/other",
+    ]  # fmt: skip
+    judge, model = (each.options["model"] for each in pipeline.recipes[2].objective.reward_functions)
+    assert (judge, model) == ("stage:task", "stage:liked")
+    (tmp_path / PIPELINE_FILE).write_text(pipeline.to_yaml(), encoding="utf-8")
+    assert Pipeline.load(tmp_path / PIPELINE_FILE) == pipeline
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "message"),
+    [
+        (
+            "stage:liked",
+            "stage:likes",
+            "stage:likes is no earlier stage. Known: stage:task, stage:liked.",
+        ),
+        ("base: stage:task", "base: stage:policy", "stage policy: stage:policy is no earlier stage"),
+        (
+            "/models/base",
+            "stage:task",
+            "stage:task is no earlier stage. Known: none: it is the first stage",
+        ),
+        (
+            "    base: stage:task\n",
+            "",
+            "online_dpo trains a model that writes text, and stage liked ends in a reward",
+        ),
+    ],
+)
+def test_a_stage_that_cannot_be_named_is_refused(tmp_path: Path, before: str, after: str, message: str) -> None:
+    assert before in FEEDBACK
+    (tmp_path / "pipeline.yaml").write_text(FEEDBACK.replace(before, after), encoding="utf-8")
+    with pytest.raises(UserError, match=message):
+        Pipeline.load(tmp_path / "pipeline.yaml")
 
 
 def test_a_pipeline_is_unchanged_after_writing_and_reading(tmp_path: Path) -> None:
@@ -77,8 +134,8 @@ def test_a_pipeline_is_unchanged_after_writing_and_reading(tmp_path: Path) -> No
     is_set = ["max_length" in recipe.data.model_fields_set for recipe in again.recipes]
     assert is_set == [False, True, True]  # a default that depends on the base stays unset
     written = read_yaml(tmp_path / "again" / PIPELINE_FILE)
-    assert list(written) == ["base", "stages"]
-    assert [stage.get("base") for stage in written["stages"]] == [None] * 3
+    assert list(written) == ["stages"]
+    assert [stage["base"]["path"] for stage in written["stages"]] == ["/models/base", "stage:first", "stage:stage2"]
 
 
 def test_relative_paths_in_a_dict_are_relative_to_the_working_directory(
@@ -103,7 +160,6 @@ def test_relative_paths_in_a_dict_are_relative_to_the_working_directory(
         ({"stages": [{"name": "stage2"}, {}]}, "stage 2: name 'stage2' is taken"),
         ({"stages": [{"data": {"train": "x", "folds": 3}}]}, r"stage stage1: data\.folds needs a recipe without"),
         ({"data": {"train": "x", "folds": 3}}, r"stage a: data\.folds needs a recipe without stages"),
-        ({"stages": [{"name": "a"}, {"name": "b", "base": "x"}]}, "stage b: its base is the previous stage's model"),
         ({"stages": [{"name": "a"}, {"name": "b", "train": {"step": 1}}]}, r"stage b: train\.step is not a field"),
     ],
 )
@@ -116,7 +172,7 @@ def test_an_invalid_pipeline_is_refused_by_stage_and_field(changes: dict[str, An
 def test_the_first_stage_may_set_its_base(tmp_path: Path) -> None:
     pipeline = Pipeline.load({"data": {"train": "rows.jsonl"}, "stages": [{"base": "/models/own"}, {}]})
     assert pipeline is not None
-    assert [recipe.base.path for recipe in pipeline.recipes] == ["/models/own", "embedded"]
+    assert [recipe.base.path for recipe in pipeline.recipes] == ["/models/own", "stage:stage1"]
 
 
 def test_a_single_recipe_is_not_a_pipeline_but_folds_are(tmp_path: Path) -> None:

@@ -101,7 +101,7 @@ def test_a_pipeline_killed_in_any_stage_resumes_to_the_same_bytes(stage, pipelin
 def test_every_stage_is_checked_before_the_first_one_starts(pipeline, tmp_path):
     for stage, message in (
         ({"method": "lora", "train": {"stepps": 3}}, r"recipe: stage s1: train\.stepps is not a field"),
-        ({"base": "embedded"}, "stage s1: its base is the previous stage's model"),
+        ({"base": "stage:later"}, "stage s1: stage:later is no earlier stage. Known: stage:s0"),
         ({"name": "s0"}, "name 's0' is taken"),
     ):
         with pytest.raises(UserError, match=message):

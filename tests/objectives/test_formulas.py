@@ -46,8 +46,7 @@ def rendered(objective: Any, **example: Any) -> list[Any]:
 
 REQUIRED: dict[str, dict[str, Any]] = {
     "distillation": {"teacher": "t"},
-    "grpo": {"rewards": ["exact"]},
-    "ppo": {"rewards": ["exact"]},
+    **{kind: {"rewards": ["exact"]} for kind in ("grpo", "ppo", "online_dpo", "best_of_n")},
 }
 """What has no default."""
 
@@ -91,7 +90,7 @@ PROPERTIES: dict[str, dict[str, Any]] = {
             "loss_unit": "mean reward, negated",
             "rate_factor": 0.1,
         }
-        for kind in ("grpo", "ppo")
+        for kind in ("grpo", "ppo", "online_dpo", "best_of_n")
     },
     "graded_reward": {
         "formats": ("grades",),
@@ -146,10 +145,17 @@ ROLLOUTS: dict[str, Any] = {
     "temperature": 1.0,
     "passes": 1,
     "minibatches": 1,
-    "max_sampler_weight": 2.0,
     "max_kl": None,
 }
-"""Of both objectives that learn from their own samples."""
+"""Of all objectives that learn from their own samples."""
+
+PAIR_LOSS: dict[str, Any] = {
+    "beta": 0.1,
+    "loss": "sigmoid",
+    "label_smoothing": 0.0,
+    "target_margin": 0.5,
+    "sft_weight": 0.0,
+}
 
 DEFAULTS: dict[str, dict[str, Any]] = {
     "instruction": {"label_smoothing": 0.0, "z_loss": 0.0, "learn": "assistant"},
@@ -164,6 +170,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "distillation": {"teacher": "t", "temperature": 1.0, "label_weight": 0.0, "learn": "assistant"},
     "grpo": {
         **ROLLOUTS,
+        "max_sampler_weight": 2.0,
         "group_size": 8,
         "advantage": "group",
         "importance": "token",
@@ -177,6 +184,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     },
     "ppo": {
         **ROLLOUTS,
+        "max_sampler_weight": 2.0,
         "group_size": 1,
         "passes": 4,
         "clip": 0.2,
@@ -195,14 +203,9 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "process_reward": {"head_learning_rate": None},
     "graded_reward": {"head_learning_rate": None, "attributes": None, "lowest": None, "highest": None},
     "reward": {"head_learning_rate": None, "margin": 0.0, "centering": 0.0, "pairs": "all"},
-    "dpo": {
-        "beta": 0.1,
-        "loss": "sigmoid",
-        "label_smoothing": 0.0,
-        "target_margin": 0.5,
-        "sft_weight": 0.0,
-        "pairs": "all",
-    },
+    "dpo": {**PAIR_LOSS, "pairs": "all"},
+    "online_dpo": {**ROLLOUTS, **PAIR_LOSS, "group_size": 4},
+    "best_of_n": {**ROLLOUTS, "group_size": 8, "threshold": None},
     "listwise": {"beta": 0.1},
     "kto": {"beta": 0.1, "desirable_weight": 1.0, "undesirable_weight": 1.0, "baseline": "kl"},
 }

@@ -133,6 +133,20 @@ def test_a_run_killed_between_steps_of_a_phase_resumes_to_the_same_bits(
     assert [event["step"] for event in more if event["event"] == "step"] == list(range(step + 1, 7))
 
 
+@pytest.mark.parametrize("kind", ["online_dpo", "best_of_n"])
+def test_what_is_kept_of_the_samples_is_in_the_checkpoint(kind: str, tmp_path: Path) -> None:
+    """Killed after the first of four steps on pairs, or on the best answers: it resumes to the same bits."""
+    several: dict[str, Any] = {"kind": kind, "steps": 4, "passes": 2, "minibatches": 2, "max_kl": 99.0}
+    whole, _ = rollouts_over(tmp_path / "whole", **several)
+    whole.fit(Interruption())
+    loop, _ = rollouts_over(tmp_path / "killed", **several)
+    loop.step()
+    loop.checkpoint()
+    again, _ = resumed(tmp_path / "killed", **several)
+    again.fit(Interruption())
+    assert torch.equal(weights_of(again), weights_of(whole))
+
+
 def test_a_run_killed_while_it_samples_resumes_to_the_same_bits(uninterrupted: torch.Tensor, tmp_path: Path) -> None:
     loop, _ = rollouts_over(tmp_path, **SEVERAL)
     assert loop.phases is not None
@@ -184,7 +198,13 @@ def pretrained() -> Any:
 
 
 @pytest.mark.parametrize(
-    ("kind", "options"), [("grpo", {"group_size": 8}), ("ppo", {"group_size": 8, "passes": 2, "kl_weight": 0.01})]
+    ("kind", "options"),
+    [
+        ("grpo", {"group_size": 8}),
+        ("ppo", {"group_size": 8, "passes": 2, "kl_weight": 0.01}),
+        ("online_dpo", {"group_size": 4, "beta": 0.2}),
+        ("best_of_n", {"group_size": 4}),
+    ],
 )
 def test_lora_learns_which_answer_is_rewarded(pretrained: Any, tmp_path: Path, kind: str, options: Any) -> None:
     """A base that gives each of three answers equally often comes to give one of them."""

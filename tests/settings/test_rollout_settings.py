@@ -1,5 +1,6 @@
 """Every setting of the objectives that learn from their own samples, by its formula on texts computed one by one."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,8 @@ from tunesmith.data.batch import collate
 from tunesmith.data.example import Source
 from tunesmith.data.tokens import TokenTable
 from tunesmith.engine.interrupt import Interruption
-from tunesmith.objectives.policy import MOST_GAP
 from tunesmith.objectives.rollouts import Completion, Prompt
+from tunesmith.objectives.sampler_checks import MOST_GAP
 from tunesmith.ops.policy_loss import advantages
 from tunesmith.training.rollout_rewards import reward_of
 
@@ -288,30 +289,33 @@ def test_the_value_head_has_a_rate_of_its_own() -> None:
     assert objective_of("ppo", rewards=["exact"], value_learning_rate=0.003).head_learning_rate_at(4096) == 0.003
 
 
-# What both share
+# What they share
+
+KINDS = ("grpo", "ppo", "online_dpo", "best_of_n")
 
 
-def both(*names: str) -> tuple[str, ...]:
-    return tuple(f"objective.{kind}.{name}" for kind in ("grpo", "ppo") for name in names)
+def of_all(*names: str, kinds: Sequence[str] = KINDS) -> tuple[str, ...]:
+    return tuple(f"objective.{kind}.{name}" for kind in kinds for name in names)
 
 
-@shows(*both("group_size", "prompts", "max_new_tokens", "passes", "minibatches"))
-@pytest.mark.parametrize("kind", ["grpo", "ppo"])
-def test_a_phase_has_the_completions_and_steps_that_it_is_to_have(tmp_path: Path, kind: str) -> None:
+@shows(*of_all("group_size", "prompts", "max_new_tokens", "passes", "minibatches"))
+@pytest.mark.parametrize(("kind", "trained"), [("grpo", 3), ("ppo", 3), ("online_dpo", 2), ("best_of_n", 1)])
+def test_a_phase_has_the_completions_and_steps_that_it_is_to_have(tmp_path: Path, kind: str, trained: int) -> None:
     sizes = {"prompts": 2, "group_size": 3, "max_new_tokens": 4, "passes": 3, "minibatches": 2}
     loop, events = rollouts_over(tmp_path, kind=kind, steps=6, **sizes)
     for _ in range(6):
         loop.step()
     table, updates = phase_table(loop), loop.phases.collected.updates  # type: ignore[union-attr]
     assert table.completions is not None
-    assert [len(table.completions.of(row)[0]) - 1 for row in range(2)] == [3, 3]
+    assert [len(table.completions.of(row)[0]) - 1 for row in range(2)] == [trained] * 2
     assert max(max(table.completions.of(row)[0][1:]) for row in range(2)) == 4
+    assert next(event["completions"] for event in events if event["event"] == "step") == 6
     assert [sorted(row for rows in updates[start : start + 2] for row in rows) for start in (0, 2, 4)] == [[0, 1]] * 3
     assert [rows for rows in updates if len(rows) != 1] == []
     assert sum("completions" in event for event in events if event["event"] == "step") == 1
 
 
-@shows(*both("max_sampler_weight"))
+@shows(*of_all("max_sampler_weight", kinds=("grpo", "ppo")))
 @pytest.mark.parametrize("kind", ["grpo", "ppo"])
 def test_importance_weights_between_sampler_and_trainer_are_bounded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
@@ -334,8 +338,8 @@ def test_importance_weights_between_sampler_and_trainer_are_bounded(
         assert weights == pytest.approx([0.5 if t % 2 == 0 else 1.5 for t in range(len(weights))], rel=1e-4)
 
 
-@shows(*both("max_kl"))
-@pytest.mark.parametrize("kind", ["grpo", "ppo"])
+@shows(*of_all("max_kl"))
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_policy_too_far_from_its_start_ends_the_run(tmp_path: Path, kind: str) -> None:
     loop, events = rollouts_over(tmp_path, kind=kind, steps=6, passes=1, rate=0.05, max_kl=0.02)
     assert loop.fit(Interruption()) == "early stopping"
@@ -344,8 +348,8 @@ def test_a_policy_too_far_from_its_start_ends_the_run(tmp_path: Path, kind: str)
     assert "more than max_kl: 0.02" in message
 
 
-@shows(*both("reward"))
-@pytest.mark.parametrize("kind", ["grpo", "ppo"])
+@shows(*of_all("reward"))
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_reward_model_is_a_reward_function_of_weight_1(tmp_path: Path, kind: str) -> None:
     """Its path is resolved beside the recipe, like others; without any reward there is nothing to learn."""
     config = objective_of(kind, reward="liked", rewards=[{"function": "regex", "options": {"pattern": "a"}}])
@@ -360,8 +364,8 @@ def test_a_reward_model_is_a_reward_function_of_weight_1(tmp_path: Path, kind: s
         objective_of(kind)
 
 
-@shows(*both("rewards.function", "rewards.weight", "rewards.options", "rewards.name", "rewards.timeout"))
-@pytest.mark.parametrize("kind", ["grpo", "ppo"])
+@shows(*of_all("rewards.function", "rewards.weight", "rewards.options", "rewards.name", "rewards.timeout"))
+@pytest.mark.parametrize("kind", KINDS)
 def test_the_reward_is_the_weighted_sum_of_the_functions(kind: str) -> None:
     """Of the answer's text, with the row's other columns; a chat's answer is a message."""
     functions = [

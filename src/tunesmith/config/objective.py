@@ -39,6 +39,8 @@ class RolloutPlan:
         passes: how often a phase's completions are trained on.
         updates: optimizer steps that a phase serves.
         keeps_initial_weights: whether the weights that the run started with stay in memory.
+        trained: the most completions of a prompt that are trained on.
+        are_compared: whether these are in one row, whatever its length.
     """
 
     prompts: int
@@ -48,6 +50,8 @@ class RolloutPlan:
     passes: int
     updates: int
     keeps_initial_weights: bool
+    trained: int
+    are_compared: bool = False
 
 
 class ObjectiveConfig(Strict, ABC):

@@ -1,4 +1,8 @@
-"""A recipe of several runs: stages, where each starts from the previous one's weights; or folds, each from the base."""
+"""A recipe of several runs: stages, where each starts from the previous one's weights unless it names another base; or
+folds, each from the base.
+
+`stage:NAME` is the run of an earlier stage wherever an objective names a model, such as a reward model, and as a base.
+"""
 
 import re
 from collections.abc import Sequence
@@ -12,6 +16,9 @@ from tunesmith.errors import UserError
 
 SECTIONS = ("base", "data", "method", "objective", "train")
 
+STAGE = "stage:"
+"""How the run of an earlier stage is named."""
+
 
 @dataclass(frozen=True, slots=True)
 class Pipeline:
@@ -19,7 +26,7 @@ class Pipeline:
 
     Attributes:
         names: one for each run.
-        recipes: one for each run; all stages have the first one's base.
+        recipes: one for each run; the base of a stage that starts from another one's weights is `stage:NAME`.
         folded: the recipe that the folds come from; None for stages.
     """
 
@@ -32,7 +39,8 @@ class Pipeline:
         """The pipeline that a file, a dict or a recipe describes; None if it describes a single run.
 
         `stages` is a list of recipes, each with a `name`. A section beside `stages` applies to every stage that does
-        not have that section itself. Overrides apply to all stages.
+        not have that section itself, except that only the first one starts from that `base`. Overrides apply to all
+        stages.
 
         Raises:
             UserError: a stage or a field is wrong; the message names it.
@@ -51,7 +59,8 @@ class Pipeline:
         if not isinstance(stages, list) or not stages or not all(isinstance(stage, dict) for stage in stages):
             raise UserError(f"{where}: stages must be a list of recipes, each with a name.")
         common = {key: value for key, value in values.items() if key != "stages"}
-        names, recipes = [], []
+        names: list[str] = []
+        recipes: list[Recipe] = []
         for number, stage in enumerate(stages, 1):
             name = str(stage.get("name") or f"stage{number}")
             if not re.fullmatch(r"[\w.-]+", name) or name in names:
@@ -60,13 +69,16 @@ class Pipeline:
                 )
             if (stage.get("data") or common.get("data") or {}).get("folds"):
                 raise UserError(f"{where}: stage {name}: data.folds needs a recipe without stages. Remove folds.")
-            if number > 1 and "base" in stage:
-                raise UserError(f"{where}: stage {name}: its base is the previous stage's model. Remove base.")
             merged = {**common, **{key: value for key, value in stage.items() if key != "name"}}
             for override in overrides:
                 set_field(merged, override)
+            start = _path_of(stage["base"]) if "base" in stage else f"{STAGE}{names[-1]}" if names else ""
+            if start.startswith(STAGE):
+                merged["base"] = {**_fields_of(common.get("base")), **_fields_of(merged.get("base")), "path": start}
+            recipe = Recipe.from_values(merged, f"{where}: stage {name}", directory)
+            _check_stages_named(recipe, dict(zip(names, recipes, strict=True)), f"{where}: stage {name}")
             names.append(name)
-            recipes.append(Recipe.from_values(merged, f"{where}: stage {name}", directory))
+            recipes.append(recipe)
         return cls(tuple(names), tuple(recipes))
 
     @classmethod
@@ -83,10 +95,51 @@ class Pipeline:
         if self.folded is not None:
             return to_yaml(_values(self.folded))
         pairs = zip(self.names, self.recipes, strict=True)
-        stages = [{"name": name, **_values(recipe)} for name, recipe in pairs]
-        for stage in stages[1:]:
-            del stage["base"]
-        return to_yaml({"base": stages[0].pop("base"), "stages": stages})
+        return to_yaml({"stages": [{"name": name, **_values(recipe)} for name, recipe in pairs]})
+
+
+def stage_named(path: str) -> str | None:
+    """The name of the stage whose run a path stands for; None if it is a path.
+
+    Args:
+        path: of a model.
+    """
+    return path.removeprefix(STAGE) if path.startswith(STAGE) else None
+
+
+def _check_stages_named(recipe: Recipe, earlier: dict[str, Recipe], where: str) -> None:
+    """Check every `stage:NAME` of a recipe, and that the stage that it starts from can be trained so.
+
+    Raises:
+        UserError: there is no such stage before it; or its model writes no text, and this one's objective needs that.
+    """
+
+    def known(path: str) -> str:
+        name = stage_named(path)
+        if name is not None and name not in earlier:
+            before = ", ".join(f"{STAGE}{each}" for each in earlier) or "none: it is the first stage"
+            raise UserError(f"{where}: {path} is no earlier stage. Known: {before}.")
+        return path
+
+    recipe.objective.with_absolute_paths(known)
+    start = stage_named(known(recipe.base.path))
+    if start is None:
+        return
+    own, other = recipe.objective, earlier[start].objective
+    if own.head.generates_text and not other.head.generates_text:
+        raise UserError(
+            f"{where}: {own.kind} trains a model that writes text, and stage {start} ends in a {other.kind} model. "
+            "Name another base for it: a model, or stage:NAME of a stage whose model writes text."
+        )
+
+
+def _path_of(base: Any) -> str:
+    return str(_fields_of(base).get("path", ""))
+
+
+def _fields_of(base: Any) -> dict[str, Any]:
+    """The fields of a `base` section, which may be a path alone."""
+    return dict(base) if isinstance(base, dict) else {} if base is None else {"path": base}
 
 
 def _values(recipe: Recipe) -> dict[str, Any]:

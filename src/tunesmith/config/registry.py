@@ -133,6 +133,8 @@ OBJECTIVES = Registry(
         "kto": "tunesmith.objectives.kto:KTO",
         "grpo": "tunesmith.objectives.grpo:GRPO",
         "ppo": "tunesmith.objectives.ppo:PPO",
+        "online_dpo": "tunesmith.objectives.online_dpo:OnlineDPO",
+        "best_of_n": "tunesmith.objectives.best_of_n:BestOfN",
     },
 )
 """What the model is trained to do: `kind` → the class, imported on first use."""

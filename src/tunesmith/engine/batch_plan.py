@@ -140,7 +140,7 @@ class BatchPlan:
         )
         steps = train.steps or batches.steps_in(train.epochs or 1.0) * plan.updates
         longest = self.table.lengths.argsort(kind="stable")[::-1].tolist()
-        completions = min(plan.prompts, len(longest)) * plan.samples
+        completions = min(plan.prompts, len(longest)) * plan.trained
         every = [
             row
             for prompt in self.table.lengths[longest[: plan.prompts]].tolist()
@@ -162,7 +162,7 @@ class BatchPlan:
 
 def _group_rows(prompt: int, plan: RolloutPlan, most: int) -> Iterator[tuple[int, ...]]:
     """The rows of a prompt's completions if all are as long as they can get: the tokens of the prompt, and of each."""
-    ends = [0, *row_ends(prompt, [plan.most_tokens] * plan.samples, most)]
+    ends = [0, *row_ends(prompt, [plan.most_tokens] * plan.trained, most, plan.are_compared)]
     return ((prompt, *[plan.most_tokens] * (end - start)) for start, end in pairwise(ends))
 
 

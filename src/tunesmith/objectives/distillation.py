@@ -4,7 +4,7 @@ To train on the teacher's answers alone, without its probabilities, write them w
 `instruction` objective.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 from pydantic import Field
@@ -51,6 +51,10 @@ class Distillation(ObjectiveConfig):
     @property
     def reference_paths(self) -> tuple[str, ...]:
         return (self.teacher,)
+
+    def with_absolute_paths(self, absolute: Callable[[str], str]) -> "Distillation":
+        teacher = self.teacher if self.teacher == "embedded" else absolute(self.teacher)
+        return self.model_copy(update={"teacher": teacher})
 
     def render(self, renderer: Renderer, example: Example) -> list[Rendering]:
         return renderer.render(example, learn=self.learn)

@@ -14,20 +14,14 @@ from tunesmith.data.batch import Batch
 from tunesmith.data.tokens import TokenTable
 from tunesmith.models.forward import loss_hidden_states
 from tunesmith.models.token_scores import token_scores
-from tunesmith.objectives.policy import (
-    PolicyConfig,
-    PolicyObjective,
-    Scored,
-    StepTotals,
-    column_of,
-    completion_lengths,
-    lengths_of,
-)
+from tunesmith.objectives.completion_rows import StepTotals, column_of, completion_lengths, lengths_of
+from tunesmith.objectives.policy_gradient import PolicyGradient, PolicyGradientObjective
 from tunesmith.objectives.rollouts import Phase
+from tunesmith.objectives.scored import Scored
 from tunesmith.ops.policy_loss import Advantage, advantages, clipped_surrogate, k3, suffix_sums, token_weights
 
 
-class GRPO(PolicyConfig):
+class GRPO(PolicyGradient):
     """loss = −min(ρ A, clip(ρ) A) + beta · KL(π ‖ π_ref) at each token, with ρ = π / π_old and A a completion's reward
     compared with others of the same prompt (Shao et al. 2024, eq. 3)."""
 
@@ -79,7 +73,7 @@ class GRPO(PolicyConfig):
         return GRPOLoss(self)
 
 
-class GRPOLoss(PolicyObjective):
+class GRPOLoss(PolicyGradientObjective):
     """The clipped surrogate of group-relative advantages."""
 
     config: GRPO

@@ -14,23 +14,17 @@ from tunesmith.data.batch import Batch
 from tunesmith.data.tokens import TokenTable
 from tunesmith.models.forward import loss_hidden_states
 from tunesmith.models.token_scores import token_scores
+from tunesmith.objectives.completion_rows import StepTotals, column_of, completion_lengths, lengths_of
 from tunesmith.objectives.new_head import head_rate
-from tunesmith.objectives.policy import (
-    PolicyConfig,
-    PolicyObjective,
-    Scored,
-    StepTotals,
-    column_of,
-    completion_lengths,
-    lengths_of,
-)
+from tunesmith.objectives.policy_gradient import PolicyGradient, PolicyGradientObjective
+from tunesmith.objectives.scored import Scored
 from tunesmith.ops.policy_loss import clipped_surrogate, gae, token_weights, value_losses, whitened
 
 MOST_ERROR = 0.2
 """Of the adaptive weight of the KL: the relative error counts as at most this (Ziegler et al. 2019, section 2.2)."""
 
 
-class PPO(PolicyConfig):
+class PPO(PolicyGradient):
     """loss = −min(ρ A, clip(ρ) A) + value_weight · ½ (V − R)² at each token, with A by generalized advantage estimation
     from a value head (Schulman et al. 2017, eq. 9), and a reward of −kl_weight · log(π / π_ref) at each token beside
     that of the completion, at its last one (Ziegler et al. 2019, eq. 2)."""
@@ -90,7 +84,7 @@ class PPO(PolicyConfig):
         return PPOLoss(self)
 
 
-class PPOLoss(PolicyObjective):
+class PPOLoss(PolicyGradientObjective):
     """The clipped surrogate and the value's loss."""
 
     config: PPO

@@ -186,21 +186,23 @@ class Collected:
         return cls(int(tensors["phase"]), table, at.tolist(), updates)
 
 
-def row_ends(prompt: int, completions: Sequence[int], most: int) -> Iterator[int]:
+def row_ends(prompt: int, completions: Sequence[int], most: int, are_compared: bool = False) -> Iterator[int]:
     """How a prompt's completions are laid out in rows that share it.
 
     Args:
         prompt: its tokens.
         completions: the tokens of each.
         most: tokens of a row, unless a single completion has more.
+        are_compared: whether all of them are in one row, whatever its length.
 
     Yields:
-        After how many of the completions each row ends.
+        After how many of the completions each row ends; nothing without completions.
     """
     tokens = prompt
     for index, length in enumerate(completions):
-        if tokens > prompt and tokens + length > most:
+        if tokens > prompt and tokens + length > most and not are_compared:
             yield index
             tokens = prompt
         tokens += length
-    yield len(completions)
+    if completions:
+        yield len(completions)

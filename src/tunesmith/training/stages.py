@@ -1,16 +1,16 @@
-"""Train one run, or a pipeline of runs: stages, each from the previous one's weights, or folds, each on other rows.
+"""Train one run, or a pipeline of runs: stages, each from an earlier one's weights, or folds, each on other rows.
 
 A stage is an ordinary run, in its own directory inside the pipeline's. Stages serve intermediate-task fine-tuning
 (Phang et al. 2018), a domain before a task (Gururangan et al. 2020), or an adapter trained further as data arrive.
 """
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from tunesmith.config.extensions import copy_code
-from tunesmith.config.pipeline import Pipeline
+from tunesmith.config.pipeline import Pipeline, stage_named
 from tunesmith.config.recipe import Recipe
 from tunesmith.errors import UserError
 from tunesmith.exporting.export import export
@@ -84,19 +84,33 @@ def _execute(pipeline: Pipeline, directory: Path, subscribers: Sequence[Subscrib
     stage_directories = [directory / f"{number}-{name}" for number, name in enumerate(pipeline.names, 1)]
     if all((path / "recipe.yaml").exists() and Run.open(path).finished for path in stage_directories):
         raise UserError(f"{directory} has finished. To continue from its weights, start a new run with it as base.")
-    previous: Run | None = None
-    for path, recipe in zip(stage_directories, pipeline.recipes, strict=True):
+    runs: dict[str, Run] = {}
+    run: Run | None = None
+    for name, path, recipe in zip(pipeline.names, stage_directories, pipeline.recipes, strict=True):
         if not (path / "recipe.yaml").exists():
-            stage = recipe if previous is None or pipeline.folded is not None else _from_weights_of(previous, recipe)
-            previous = Trainer(stage, path, (), subscribers).fit()
+            run = Trainer(_with_runs(recipe, runs), path, (), subscribers).fit()
         elif not Run.open(path).finished:
-            previous = Trainer.resume(path, subscribers).fit()
+            run = Trainer.resume(path, subscribers).fit()
         else:
-            previous = Run.open(path)
-        if not previous.finished:
+            run = Run.open(path)
+        if not run.finished:
             break
-    assert previous is not None
-    return previous
+        runs[name] = run
+    assert run is not None
+    return run
+
+
+def _with_runs(recipe: Recipe, runs: Mapping[str, Run]) -> Recipe:
+    """The recipe of a stage, with the runs of the earlier ones in place of `stage:NAME`."""
+
+    def run_of(path: str) -> str:
+        name = stage_named(path)
+        return path if name is None else str(runs[name].directory)
+
+    start = stage_named(recipe.base.path)
+    if start is not None:
+        recipe = _from_weights_of(runs[start], recipe)
+    return recipe.model_copy(update={"objective": recipe.objective.with_absolute_paths(run_of)})
 
 
 def _from_weights_of(previous: Run, recipe: Recipe) -> Recipe:
