@@ -78,7 +78,7 @@ def test_a_killed_check_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest
         pass
 
     def kill(event: dict[str, object]) -> None:
-        read.append("part")
+        read.append(str(event["what"]))
         if len(read) == 5:
             raise Killed
 

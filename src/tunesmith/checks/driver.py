@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,11 +16,12 @@ from tunesmith.checks import registry
 from tunesmith.checks.appended import Appended
 from tunesmith.checks.check import RowCheck
 from tunesmith.checks.fingerprints import is_unchanged
-from tunesmith.checks.inputs import Input, Task, inputs, tasks
+from tunesmith.checks.inputs import Input, Task, tasks
 from tunesmith.checks.language import languages
 from tunesmith.checks.result import CheckResult, DataChecks, line_of, read_result, write_result
 from tunesmith.checks.scan import Part, Scanner, part_of, start
 from tunesmith.checks.shingles import kinds
+from tunesmith.checks.subject import OF_RECIPES, Subject, of_files, of_recipe
 from tunesmith.checks.table import Table
 from tunesmith.checks.table_check import TableCheck
 from tunesmith.checks.word_runs import known_runs
@@ -29,12 +30,18 @@ from tunesmith.data.workers import cores, in_order, workers
 from tunesmith.errors import UserError
 from tunesmith.run import Events, Subscriber
 
+if TYPE_CHECKING:
+    from tunesmith.config.recipe import Recipe
+
 ALONE = 1 << 21
 """Bytes up to which files are checked without worker processes."""
 
+MANY = 50_000
+"""Rows from which comparing them takes long enough to show how far it is."""
+
 
 def check_data(
-    paths: str | Path | Sequence[str | Path],
+    paths: "str | Path | Recipe | Sequence[str | Path]",
     *,
     only: Sequence[str] = (),
     skip: Sequence[str] = (),
@@ -42,10 +49,10 @@ def check_data(
     subscribers: Iterable[Subscriber] = (),
     cache: bool = True,
 ) -> DataChecks:
-    """Check data files: what is wrong, and in which rows.
+    """Check data: what is wrong, and in which rows.
 
     Args:
-        paths: files, directories, globs or hub data sets.
+        paths: files, directories, globs or hub data sets; or a recipe, whose held-out rows are compared with.
         only: names of checks; empty for all.
         skip: names of checks to leave out.
         against: held-out files or benchmarks that the rows must not have anything in common with.
@@ -58,50 +65,60 @@ def check_data(
     Raises:
         UserError: a path does not exist, a file changes while it is read, or its rows are in no known format.
     """
-    given = [paths] if isinstance(paths, str | Path) else list(paths)
     names = registry.selected(only, skip)
-    files = _inputs(given)
-    others = [replace(each, is_other=True) for each in _inputs(against)]
-    directory = cache_directory() / "data-checks" / _key(files, others, names)
+    subject = _subject(paths, against)
+    if subject.renders is None:
+        names = [name for name in names if name not in OF_RECIPES]
+    directory = cache_directory() / "data-checks" / _key(subject, names)
     if cache:
         with suppress(OSError, ValueError, KeyError, TypeError):
             return read_result(directory)
     else:
         shutil.rmtree(directory, ignore_errors=True)
-    return _Run(directory, names, Events(*subscribers)).all(files, others)
+    return _Run(subject, directory, names, Events(*subscribers)).all()
 
 
-def _inputs(paths: Sequence[str | Path]) -> list[Input]:
-    return inputs([str(path) for path in paths], Path.cwd()) if paths else []
+def _subject(paths: "str | Path | Recipe | Sequence[str | Path]", against: Sequence[str | Path]) -> Subject:
+    given: Any = paths if isinstance(paths, list | tuple) else [paths]
+    if len(given) != 1 or (isinstance(given[0], str | Path) and Path(given[0]).suffix not in (".yaml", ".yml")):
+        return of_files(given, against)
+    from tunesmith.config.recipe import Recipe
+
+    return of_recipe(given[0] if isinstance(given[0], Recipe) else Recipe.load(given[0]), against)
 
 
 class _Run:
     """One check of some files."""
 
-    def __init__(self, directory: Path, names: Sequence[str], events: Events) -> None:
+    def __init__(self, subject: Subject, directory: Path, names: Sequence[str], events: Events) -> None:
+        self._subject = subject
         self._directory = directory
         self._checks = [registry.load(name) for name in names]
         self._events = events
 
-    def all(self, files: Sequence[Input], others: Sequence[Input]) -> DataChecks:
+    def all(self) -> DataChecks:
         """Read, compare, and write what is found."""
-        table = self._scan(others, files)
+        files = self._subject.files
+        table = self._scan()
         results = tuple(self._results(table))
         summary = {
             "formats": {each.name: each.layout.format for each in files},
             "labels": dict(table.labels.most_common()),
             "languages": languages(table),
+            "tokens": table.tokens,
+            "loss_tokens": table.loss_tokens,
         }
         found = DataChecks(table.rows, tuple(each.name for each in files), results, summary, self._directory)
         write_result(found)
         return found
 
-    def _scan(self, others: Sequence[Input], files: Sequence[Input]) -> Table:
+    def _scan(self) -> Table:
+        files, others = self._subject.files, self._subject.others
         table = Table.open(self._directory / "rows")
         table.files = files
         views = tuple(sorted({view for check in self._checks if isinstance(check, TableCheck) for view in check.views}))
         row_checks = [check for check in self._checks if isinstance(check, RowCheck)]
-        scanner = Scanner(row_checks, any(check.name == "malformed" for check in row_checks), views)
+        scanner = Scanner(row_checks, views, renders=self._subject.renders)
         kinds()  # before workers are forked
         with Appended(table.directory) as out:
             left = _left(others, table.parts)
@@ -117,13 +134,7 @@ class _Run:
         return table
 
     def _add(
-        self,
-        table: Table,
-        out: Appended,
-        scanner: Scanner,
-        work: Iterator[Task],
-        what: str,
-        files: Sequence[Input],
+        self, table: Table, out: Appended, scanner: Scanner, work: Iterator[Task], what: str, files: Sequence[Input]
     ) -> None:
         done, total = 0, sum(each.print.size for each in files if each.print is not None)
         for part in _parts(scanner, work, total):
@@ -132,7 +143,8 @@ class _Run:
             self._events.emit("progress", what=what, done=min(done, total) >> 20, total=max(1, total >> 20))
 
     def _results(self, table: Table) -> Iterator[CheckResult]:
-        for check in self._checks:
+        for number, check in enumerate(self._checks):
+            self._tell(table, number)
             path = table.marks(check.name)
             if isinstance(check, RowCheck):
                 count = table.counts[check.name]
@@ -144,6 +156,11 @@ class _Run:
             else:
                 continue
             yield CheckResult(check.name, check.title, check.severity, check.advice, count, path)
+        self._tell(table, len(self._checks))
+
+    def _tell(self, table: Table, done: int) -> None:
+        if table.records >= MANY:
+            self._events.emit("progress", what="checks", done=done, total=len(self._checks))
 
 
 def _parts(scanner: Scanner, work: Iterator[Task], total: int) -> Iterator[Part]:
@@ -179,13 +196,13 @@ def _refuse_changed(each: Input) -> None:
         raise UserError(f"{each.name} changed while it was read. Check it again once nothing writes it.")
 
 
-def _key(files: Sequence[Input], others: Sequence[Input], names: Sequence[str]) -> str:
+def _key(subject: Subject, names: Sequence[str]) -> str:
     """What everything that is found depends on: contents, names, formats, checks and their code."""
-    parts: Any = [
-        [[each.name, each.key, each.layout.format, dict(each.layout.columns)] for each in side]
-        for side in (files, others)
+    parts: list[Any] = [
+        [[each.name, each.key, each.layout.format, dict(each.layout.columns), each.held_out] for each in side]
+        for side in (subject.files, subject.others)
     ]
-    parts += [list(names), _code()]
+    parts += [subject.key, list(names), _code()]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 

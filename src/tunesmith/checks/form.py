@@ -1,7 +1,20 @@
-"""Rows that cannot be read, and rows without content."""
+"""Rows that cannot be read, rows without content, and rows of unusual length."""
+
+from collections.abc import Iterator
+
+import numpy as np
 
 from tunesmith.checks.check import RowCheck
 from tunesmith.checks.record import Record
+from tunesmith.checks.result import Mark
+from tunesmith.checks.table import Table
+from tunesmith.checks.table_check import TableCheck
+
+FENCE = 3.0
+"""Interquartile ranges of the logarithm of the length beyond the quartiles: Tukey's outer fence (1977)."""
+
+ENOUGH = 20
+"""Rows from which some can be unusual."""
 
 MALFORMED = RowCheck(
     "malformed",
@@ -21,3 +34,24 @@ def _empty(record: Record) -> str | None:
 
 
 EMPTY = RowCheck("empty", "Empty rows", "error", "Remove them: there is nothing to learn from.", _empty)
+
+
+def _outliers(table: Table) -> Iterator[Mark]:
+    if table.records < ENOUGH:
+        return
+    lengths = table.column("prompt_length").astype(np.int64) + table.column("answer_length")
+    logs = np.log1p(lengths)
+    low, middle, high = np.quantile(logs, (0.25, 0.5, 0.75)).tolist()
+    margin = FENCE * max(high - low, 0.1)  # sets whose rows are nearly all of one length have no outliers at ± 30 %
+    median = np.expm1(middle)
+    for row in np.flatnonzero((logs > high + margin) | (logs < low - margin)).tolist():
+        yield Mark(table.source(row), f"{lengths[row]:,} characters; half of the rows have at most {median:,.0f}")
+
+
+LENGTH_OUTLIERS = TableCheck(
+    "length_outliers",
+    "Rows of unusual length",
+    "note",
+    "Look at them: a very long row is often several in one, a very short one is often cut or empty.",
+    _outliers,
+)

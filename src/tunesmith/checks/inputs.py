@@ -45,6 +45,7 @@ class Input:
         key: what identifies its content.
         layout: of its rows.
         is_other: whether others are compared with it, and it is not checked itself.
+        held_out: the share of its rows that is held out.
     """
 
     file: Found
@@ -52,6 +53,7 @@ class Input:
     key: str
     layout: Layout
     is_other: bool = False
+    held_out: float = 0.0
 
     @property
     def name(self) -> str:
@@ -79,6 +81,7 @@ class Task:
         rows: the rows, or where they are.
         size: bytes of the file, for progress; 0 if it is not known.
         is_other: whether others are compared with them, and they are not checked themselves.
+        held_out: the share of the file's rows that is held out.
     """
 
     file: str
@@ -86,6 +89,7 @@ class Task:
     rows: Sequence[Row | Malformed] | Lines
     size: int
     is_other: bool = False
+    held_out: float = 0.0
 
 
 def inputs(
@@ -115,11 +119,13 @@ def tasks(each: Input) -> Iterator[Task]:
     if isinstance(each.file, DataFile) and each.print is not None and each.print.chunks:
         starts = [*each.print.chunks, (each.print.size, 0)]
         for (start, number), (end, _) in pairwise(starts):
-            yield Task(each.name, each.layout, Lines(each.file, start, end, number), end - start, each.is_other)
+            yield Task(
+                each.name, each.layout, Lines(each.file, start, end, number), end - start, each.is_other, each.held_out
+            )
         return
     rows = to_the_end(read_one(each.file), each.name, 1)
     while piece := list(islice(rows, ROWS)):
-        yield Task(each.name, each.layout, piece, 0, each.is_other)
+        yield Task(each.name, each.layout, piece, 0, each.is_other, each.held_out)
 
 
 def rows_of(task: Task) -> Iterator[Row | Malformed]:

@@ -16,6 +16,9 @@ Leak = tuple[int, str]
 
 
 def _leaks(table: Table) -> Iterator[Mark]:
+    if not table.given:
+        yield from _across_the_split(table)
+        return
     found: dict[int, Leak] = {}
     for column, what in (("whole", "the same as"), ("prompt", "the same input as")):
         for row, other in _same(table, column):
@@ -31,6 +34,22 @@ def _leaks(table: Table) -> Iterator[Mark]:
         other, what = found[row]
         source = table.source_of_all(other)
         yield Mark(table.source(row), f"{what} {source}", (source,))
+
+
+def _across_the_split(table: Table) -> Iterator[Mark]:
+    """Training rows that are nearly the same as a held-out row of the same files. The same ones are on one side."""
+    held_out = table.column("held_out")
+    found: dict[int, tuple[float, int, str]] = {}
+    for view, what in (("text", "the same as"), ("prompt", "the same input as")):
+        pairs = similar_rows(table.sets(view))
+        crossing = np.flatnonzero(held_out[pairs.rows] != held_out[pairs.others])
+        for at in crossing.tolist():
+            row, other = int(pairs.rows[at]), int(pairs.others[at])
+            own, held = (other, row) if held_out[row] else (row, other)
+            found[own] = max(found.get(own, (0.0, 0, "")), (float(pairs.similarities[at]), held, what))
+    for row, (similarity, other, what) in sorted(found.items()):
+        source = table.source(other)
+        yield Mark(table.source(row), f"{similarity:.0%} {what} {source}, which is held out", (source,))
 
 
 def _same(table: Table, column: str) -> Iterator[tuple[int, int]]:
@@ -53,6 +72,8 @@ def _near(table: Table, view: str) -> Iterator[tuple[int, int, float]]:
 
 def _by_run(table: Table) -> Iterator[tuple[int, Mark]]:
     """The rows with a run of words in common, as the workers marked them."""
+    if not (table.directory / "leak.bin").exists():
+        return
     leaks = np.flatnonzero(np.fromfile(table.directory / "leak.bin", np.bool_)).tolist()
     if leaks:
         with table.marks(SHARED_RUNS).open(encoding="utf-8") as lines:
@@ -66,5 +87,5 @@ LEAKAGE = TableCheck(
     "Remove these rows from training, or from what is held out: a score on rows that were trained on says nothing.",
     _leaks,
     views=("prompt", "text"),
-    when=lambda table: table.given > 0,
+    when=lambda table: table.given > 0 or bool(table.column("held_out").any()),
 )

@@ -12,6 +12,9 @@ from tunesmith.errors import UserError
 CHECKS = {
     "malformed": "tunesmith.checks.form:MALFORMED",
     "empty": "tunesmith.checks.form:EMPTY",
+    "unusable": "tunesmith.checks.rendering:UNUSABLE",
+    "over_max_length": "tunesmith.checks.rendering:OVER_MAX_LENGTH",
+    "length_outliers": "tunesmith.checks.form:LENGTH_OUTLIERS",
     "encoding": "tunesmith.checks.encoding:ENCODING",
     "control_tokens": "tunesmith.checks.markup:CONTROL_TOKENS",
     "html": "tunesmith.checks.markup:HTML",

@@ -3,6 +3,7 @@
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -15,6 +16,10 @@ from tunesmith.checks.word_runs import RUN, KnownRuns, word_runs
 from tunesmith.data.example import Example, Malformed, Source
 from tunesmith.data.read import Row
 from tunesmith.data.row_formats import to_example
+from tunesmith.data.split import is_held_out
+
+if TYPE_CHECKING:
+    from tunesmith.checks.rendering import Renders
 
 COUNTED = 1_000
 """Different labels, and openings of answers, of a task that are counted: the most frequent ones."""
@@ -36,6 +41,7 @@ class Part:
         counts: of the marks, by check.
         labels: rows by label.
         openings: rows by the first words of their answer.
+        tokens, loss_tokens: as the recipe renders the rows; 0 without one.
         size: bytes of the file that were read.
     """
 
@@ -47,6 +53,8 @@ class Part:
     counts: Counter[str] = field(default_factory=Counter)
     labels: Counter[str] = field(default_factory=Counter)
     openings: Counter[str] = field(default_factory=Counter)
+    tokens: int = 0
+    loss_tokens: int = 0
     size: int = 0
 
 
@@ -55,40 +63,45 @@ class Scanner:
     """Checks rows one by one.
 
     Attributes:
-        checks: that need one row.
-        marks_malformed: whether malformed rows are marked.
+        checks: that need one row. Those that the scan itself does are named only.
         views: of the rows whose shingles are kept.
         keeps_runs: whether runs of words are kept, of other files.
         known: runs of words of other files.
         source_of_other: of the index of a row of other files.
+        renders: how rows become tokens, if a recipe says it.
     """
 
     checks: Sequence[RowCheck]
-    marks_malformed: bool
     views: tuple[str, ...]
     keeps_runs: bool = False
     known: KnownRuns | None = None
     source_of_other: Callable[[int], Source] | None = None
+    renders: "Renders | None" = None
 
     def part(self, task: Task) -> Part:
         """What is found in the rows of a task."""
         part = Part(task.file, task.is_other, 0, {}, size=task.size)
-        marks: defaultdict[str, list[Mark]] = defaultdict(list)
+        marks: dict[str, list[Mark]] = defaultdict(list)
         sketches: list[Sketch] = []
+        examples: list[Example] = []
         for row in rows_of(task):
             part.rows += 1
             example = example_of(row, task)
             if isinstance(example, Malformed):
                 marks["malformed"].append(Mark(example.source, example.reason))
                 continue
+            examples.append(example)
             record = record_of(example)
             sketches.append(sketch(record))
             if not task.is_other:
                 self._check(record, sketches[-1], part, marks)
         part.arrays = arrays_of(sketches, self.views)
+        part.arrays["held_out"] = np.array([is_held_out(each, task.held_out) for each in examples], np.bool_)
         self._add_runs(part, sketches, marks)
-        if task.is_other or not self.marks_malformed:
-            marks.pop("malformed", None)
+        if self.renders is not None and not task.is_other:
+            part.tokens, part.loss_tokens = self.renders.of(examples, marks)
+        wanted = {SHARED_RUNS, *(check.name for check in self.checks)} if not task.is_other else set()
+        marks = {name: found for name, found in marks.items() if name in wanted and found}
         part.marks = {name: "".join(map(line_of, found)) for name, found in marks.items()}
         part.counts = Counter({name: len(found) for name, found in marks.items()})
         part.labels, part.openings = most_frequent(part.labels), most_frequent(part.openings)

@@ -49,7 +49,7 @@ for _view in VIEWS:
     COLUMNS[f"{_view}_counts"] = (np.uint32, 1)
     COLUMNS[f"{_view}_bands"] = (np.uint32, BANDS)
     COLUMNS[f"{_view}_shingles"] = (np.uint32, 0)
-COLUMNS |= {"leak": (np.bool_, 1), "run_counts": (np.uint32, 1), "runs": (np.uint64, 0)}
+COLUMNS |= {"leak": (np.bool_, 1), "held_out": (np.bool_, 1), "run_counts": (np.uint32, 1), "runs": (np.uint64, 0)}
 
 
 Arrays = dict[str, NDArray[Any]]

@@ -32,6 +32,7 @@ class Table:
         counts: of marks by check.
         labels: rows that are checked, by label.
         openings: rows that are checked, by the first words of their answer.
+        tokens, loss_tokens: of the rows that are checked, as a recipe renders them; 0 without one.
         files: that are checked, to read rows again.
     """
 
@@ -43,6 +44,8 @@ class Table:
     counts: Counter[str] = field(default_factory=Counter)
     labels: Counter[str] = field(default_factory=Counter)
     openings: Counter[str] = field(default_factory=Counter)
+    tokens: int = 0
+    loss_tokens: int = 0
     files: Sequence[Input] = ()
     _files: list[str] = field(default_factory=list)
     _firsts: list[int] = field(default_factory=list)
@@ -109,6 +112,8 @@ class Table:
             "counts": part.counts,
             "labels": part.labels,
             "openings": part.openings,
+            "tokens": part.tokens,
+            "loss_tokens": part.loss_tokens,
         }
         files.commit(entry)
         self._count(entry)
@@ -122,6 +127,8 @@ class Table:
             return
         self.rows += entry["rows"]
         self.records += entry["records"]
+        self.tokens += entry["tokens"]
+        self.loss_tokens += entry["loss_tokens"]
         for name in ("counts", "labels", "openings"):
             getattr(self, name).update(entry[name])
 

@@ -93,6 +93,7 @@ def convert(
 
 def _recipe(source: Path, base: str, overrides: list[str]) -> "Recipe":
     from tunesmith.config.recipe import Recipe
+    from tunesmith.data.format_detection import objective_of_file
 
     if source.suffix in (".yaml", ".yml"):
         return Recipe.load(source, overrides)
@@ -100,20 +101,8 @@ def _recipe(source: Path, base: str, overrides: list[str]) -> "Recipe":
         return Recipe.load(source / "recipe.yaml", overrides)
     values: dict[str, Any] = {"base": base, "data": {"train": str(source)}}
     if not any(override.startswith("objective") for override in overrides):
-        values["objective"] = {"kind": _objective(str(source))}
+        values["objective"] = {"kind": objective_of_file([str(source)])}
     return Recipe.load(values, overrides)
-
-
-def _objective(source: str) -> str:
-    """The default objective for a file's format: `text` for raw text, `dpo` or `kto` for human feedback, `instruction`
-    for everything else."""
-    from itertools import islice
-
-    from tunesmith.data.format_detection import objective_of_rows
-    from tunesmith.data.read import Row, read
-
-    first = [row for row in islice(read([source], Path.cwd()), 100) if isinstance(row, Row)]
-    return objective_of_rows(first)[1]
 
 
 def _highlighted(shown: "Shown", tokens: bool, colored: bool) -> Text:

@@ -1,23 +1,36 @@
 """`tunesmith data check`: what is wrong with the data, and in which rows."""
 
 import json
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
 from tunesmith.cli.quick import quick_imports
+from tunesmith.errors import UserError
+
+if TYPE_CHECKING:
+    from tunesmith.checks.result import DataChecks
 
 FAILED = 3
 """The exit code of --strict if a check of severity error marks rows, as that of a gate that is not passed."""
 
+ROWS, ROWS_OF_JSON = 3, 10_000
+"""Rows of each check that are listed if `--rows` does not say how many."""
+
 
 def check(
-    paths: Annotated[list[str], typer.Argument(help="Files, directories, globs or hub data sets; or a recipe.")],
+    paths: Annotated[
+        list[str] | None, typer.Argument(help="Files, directories, globs or hub data sets; or a recipe.")
+    ] = None,
     only: Annotated[str, typer.Option(help="Run only these checks, separated by commas.")] = "",
     skip: Annotated[str, typer.Option(help="Leave these checks out, separated by commas.")] = "",
     against: Annotated[
         list[str] | None, typer.Option(help="Held-out files or benchmarks that the rows must not repeat.")
+    ] = None,
+    base: Annotated[
+        str | None, typer.Option(help="Also render and tokenize as for this base: rows that are too long or unusable.")
     ] = None,
     rows: Annotated[
         int | None, typer.Option(help="Rows to list of each check. Default: 3, with --json 10,000.", min=0)
@@ -26,29 +39,51 @@ def check(
     strict: Annotated[
         bool, typer.Option("--strict", help="Exit code 3 if a check of severity error marks rows.")
     ] = False,
+    checks: Annotated[bool, typer.Option("--checks", help="List the checks and exit.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON: rows, and each check with its rows.")] = False,
 ) -> None:
     """Check data before training: what is wrong, in which rows, and what to do."""
     with quick_imports():
         from tunesmith.checks.driver import check_data
-        from tunesmith.report.data_checks import print_checks
+        from tunesmith.checks.registry import CHECKS, load
+        from tunesmith.report.data_checks import list_checks, print_checks
         from tunesmith.report.progress import Progress
 
     console = Console(highlight=False)
+    if checks:
+        list_checks(console, [(each.name, each.severity, each.title) for each in map(load, CHECKS)])
+        return
+    if not paths:
+        raise UserError("Name what to check: files, or a recipe. tunesmith data check --checks lists the checks.")
+    subject: Any = paths if base is None else _with_base(paths, base)
     with Progress(Console(stderr=True, highlight=False)) as progress:
         found = check_data(
-            paths, only=_names(only), skip=_names(skip), against=against or [], subscribers=[progress], cache=cache
+            subject, only=_names(only), skip=_names(skip), against=against or [], subscribers=[progress], cache=cache
         )
     if as_json:
-        most = 10_000 if rows is None else rows
-        typer.echo(json.dumps(found.to_dict(most), ensure_ascii=False))
-        for result in found.results:
-            if result.count > most:
-                typer.echo(f"{result.name}: {most:,} of {result.count:,} rows are listed; --rows lists more.", err=True)
+        _print_json(found, ROWS_OF_JSON if rows is None else rows)
     else:
-        print_checks(console, found, 3 if rows is None else rows)
+        print_checks(console, found, ROWS if rows is None else rows, paths)
     if strict and found.failed:
         raise typer.Exit(FAILED)
+
+
+def _print_json(found: "DataChecks", most: int) -> None:
+    typer.echo(json.dumps(found.to_dict(most), ensure_ascii=False))
+    for result in found.results:
+        if result.count > most:
+            typer.echo(f"{result.name}: {most:,} of {result.count:,} rows are listed; --rows lists more.", err=True)
+
+
+def _with_base(paths: list[str], base: str) -> Any:
+    from tunesmith.config.recipe import Recipe
+    from tunesmith.data.format_detection import objective_of_file
+
+    if any(Path(path).suffix in (".yaml", ".yml") for path in paths):
+        raise UserError("--base is for data files; a recipe names its own base.")
+    return Recipe.load(
+        {"base": base, "data": {"train": paths, "held_out": 0.0}, "objective": {"kind": objective_of_file(paths)}}
+    )
 
 
 def _names(given: str) -> list[str]:

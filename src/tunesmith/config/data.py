@@ -72,6 +72,11 @@ class Data(Strict):
     """The replayed share of all training tokens, if `replay` is set. 10 %: a small share kept most of the earlier
     knowledge (Ibrahim et al. 2024, section 6)."""
 
+    checks: bool | list[str] = False
+    """Check the rows before the first step, with these checks of `tunesmith data check`, or all of them (`true`). A row
+    marked by one of severity error stops the run before it starts; one marked by another is a warning. Off: training
+    only refuses what it cannot render. See docs/data-checks.md."""
+
     cache: bool = True
     """Cache the tokenized rows for the next run. The cache key covers everything that determines them."""
 

@@ -2,10 +2,12 @@
 
 import difflib
 from collections.abc import Mapping, Sequence
+from itertools import islice
+from pathlib import Path
 
 from tunesmith.data.example import Source
 from tunesmith.data.preferences import PREFERENCES
-from tunesmith.data.read import Row
+from tunesmith.data.read import Row, read
 from tunesmith.data.row_format import RowFormat
 from tunesmith.data.row_formats import FORMATS, check_fields, sets_in
 from tunesmith.errors import UserError
@@ -68,6 +70,19 @@ def objective_of_rows(rows: Sequence[Row]) -> tuple[str, str]:
     if format in PREFERENCES:
         return format, str(FORMATS[format].objective)
     return detect(rows), "text" if format == "text" else "instruction"
+
+
+def objective_of_file(paths: Sequence[str]) -> str:
+    """The objective that files are usually trained with: `text` for raw text, `dpo` or `kto` for human feedback,
+    `instruction` for everything else.
+
+    Args:
+        paths: as `data.train` takes them.
+
+    Raises:
+        UserError: as `read` and `objective_of_rows` raise.
+    """
+    return objective_of_rows([row for row in islice(read(paths, Path.cwd()), 100) if isinstance(row, Row)])[1]
 
 
 def format_for(rows: Sequence[Row], formats: Sequence[str], columns: Mapping[str, str]) -> str:

@@ -57,7 +57,7 @@ def prepare(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Prepared:
     paths = all_paths(recipe.data)
     fingerprints = fingerprint(paths, Path.cwd())
     settings = {
-        "data": recipe.data.model_dump(mode="json", exclude={"cache", "pack", "order"}),
+        "data": recipe.data.model_dump(mode="json", exclude={"cache", "checks", "pack", "order"}),
         "objective": recipe.objective.model_dump(mode="json"),
         "mix_seed": recipe.train.seed if recipe.data.mix or recipe.data.replay else None,
         "extensions": extensions.fingerprint(recipe.extensions.values(), recipe.directory),

@@ -1,41 +1,109 @@
 """What the checks of the data found, in the terminal."""
 
+from collections.abc import Callable, Sequence
+
 from rich.console import Console
 from rich.markup import escape
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
 
 from tunesmith.checks.result import CheckResult, DataChecks
-from tunesmith.report.colors import BAD, WARNING
+from tunesmith.report.colors import BAD, GOOD, WARNING
 
-STYLES = {"error": BAD, "warning": WARNING, "note": "cyan"}
+STYLES = {"error": f"bold {BAD}", "warning": f"bold {WARNING}", "note": "bold cyan"}
 """By severity."""
 
+ORDER = tuple(STYLES)
+"""The most severe first."""
 
-def print_checks(console: Console, found: DataChecks, most: int) -> None:
-    """Print each check that marked rows, with its first rows and what to do; then those that marked none.
+ROW_COLUMN = 12
+"""Characters of the column with the rows' numbers, if all rows are of one file."""
+
+
+def print_checks(console: Console, found: DataChecks, most: int, what: Sequence[str]) -> None:
+    """Print what was read, a table of the checks that marked rows, the first rows of each, and what to run next.
 
     Args:
         console: to print on.
         found: by the checks.
         most: rows to list of each check.
+        what: was checked, as the user named it.
     """
+    marked = sorted((result for result in found.results if result.count), key=lambda each: ORDER.index(each.severity))
     files = f"{len(found.files):,} files" if len(found.files) > 1 else found.files[0]
-    console.print(f"[bold]{found.rows:,} rows[/] in {escape(files)}", soft_wrap=True)
-    for result in found.results:
-        if result.count:
-            _print_check(console, result, most)
+    console.print(f"[bold]{found.rows:,} rows[/] in {escape(files)}{_described(found)}", soft_wrap=True)
+    if marked:
+        console.print(_summary(marked, found.rows))
+    short = _shortener(found.files)
+    for result in marked if most else ():
+        _print_check(console, result, most, short)
     clean = [result.name for result in found.results if not result.count]
     if clean:
-        console.print(f"\n[bold]Nothing found[/] by {', '.join(clean)}.")
+        console.print(f"\n[bold {GOOD}]Nothing found[/] by {', '.join(clean)}.")
+    console.print("\n[bold]Next[/]")
+    for command in _next(marked, " ".join(what)):
+        console.print(f"  {command}", markup=False, soft_wrap=True)
 
 
-def _print_check(console: Console, result: CheckResult, most: int) -> None:
-    style = STYLES[result.severity]
-    console.print(
-        f"\n[bold {style}]{result.title}[/]  {result.count:,} {'rows' if result.count > 1 else 'row'}  "
-        f"[{style}]{result.severity}[/]  [dim]{result.name}[/]"
-    )
+def list_checks(console: Console, checks: Sequence[tuple[str, str, str]]) -> None:
+    """Print the names of all checks.
+
+    Args:
+        console: to print on.
+        checks: (name, severity, title) of each.
+    """
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for column in ("name", "severity", "marks"):
+        table.add_column(column)
+    for name, severity, title in checks:
+        table.add_row(name, Text(severity, STYLES[severity]), title)
+    console.print(table)
+
+
+def _described(found: DataChecks) -> str:
+    formats = sorted(set(filter(None, found.summary["formats"].values())))
+    parts = [", ".join(formats)] if formats else []
+    if found.summary["loss_tokens"]:
+        share = found.summary["loss_tokens"] / found.summary["tokens"]
+        parts.append(f"{found.summary['tokens']:,} tokens, {share:.0%} with loss")
+    cached = ", known from before" if found.cached else ""
+    return (f" ({'; '.join(parts)})" if parts else "") + cached
+
+
+def _summary(marked: Sequence[CheckResult], rows: int) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=False)
+    table.add_column(justify="right")
+    for _ in range(4):
+        table.add_column()
+    for result in marked:
+        share = f"{result.count / rows:.1%}" if rows else ""
+        severity = Text(result.severity, STYLES[result.severity])
+        table.add_row(f"{result.count:,}", share, severity, result.title, Text(result.name, "dim"))
+    return table
+
+
+def _print_check(console: Console, result: CheckResult, most: int, short: Callable[[str], str]) -> None:
+    console.print(Text(f"\n{result.title}", STYLES[result.severity]))
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), show_header=False)
+    table.add_column(no_wrap=True, justify="right", min_width=ROW_COLUMN)
+    table.add_column(overflow="fold")
     for mark in result.first(most):
-        console.print(f"  {mark.source}: {mark.detail}", markup=False, soft_wrap=True)
+        table.add_row(Text(short(str(mark.source)), "bold"), Text(short(mark.detail)))
     if result.count > most:
-        console.print(f"  … and {result.count - most:,} more", style="dim")
-    console.print(f"  {result.advice}", style="italic", markup=False)
+        table.add_row("", Text(f"and {result.count - most:,} more", "dim"))
+    console.print(table)
+    console.print(Padding(Text(f"→ {result.advice}"), (0, 0, 0, 2)))
+
+
+def _shortener(files: Sequence[str]) -> Callable[[str], str]:
+    """Leaves the file's name out where there is only one."""
+    if len(files) > 1:
+        return lambda text: text
+    return lambda text: text.replace(f"{files[0]} row ", "row ")
+
+
+def _next(marked: Sequence[CheckResult], what: str) -> list[str]:
+    names = ",".join(result.name for result in marked)
+    commands = [f"tunesmith data check {what} --only {names} --rows 20"] if marked else []
+    return [*commands, f"tunesmith data show {what.split()[0]}"]

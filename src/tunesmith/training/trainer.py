@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from tunesmith.checks.before_training import check_before_training
 from tunesmith.config.extensions import UsersCodeError, copy_code, failures_named
 from tunesmith.config.recipe import Recipe
 from tunesmith.data.batch import Batch
@@ -81,6 +82,7 @@ class Trainer:
         check_base_kind(requested.base, requested.objective)
         started = time.perf_counter()
         resolved = cap_max_length(resolve(requested))
+        warnings = check_before_training(resolved, subscribers)
         tokenizer = load_tokenizer(resolved.base)
         fingerprint = tokenizer_fingerprint(tokenizer)
         prepared = prepare(resolved, tokenizer)
@@ -92,6 +94,8 @@ class Trainer:
                     copy_code(resolved.extensions.values(), resolved.directory, self.run.directory)
                     self.run.write_json("provenance.json", provenance(resolved, prepared.fingerprints, fingerprint))
                     self._build(resolved, tokenizer, prepared, subscribers, started, held)
+                    for message in warnings:
+                        self.loop.events.emit("warning", message=message)
             except UserError:
                 shutil.rmtree(self.run.directory)
                 raise

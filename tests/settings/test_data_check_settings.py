@@ -1,0 +1,103 @@
+"""Every option of `tunesmith data check`, and `data.checks` of a recipe, do what their documentation says."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from settings_coverage import shows
+from typer.testing import CliRunner, Result
+
+from tunesmith.cli import app
+from tunesmith.errors import UserError
+from tunesmith.training.trainer import Trainer
+
+LONG = "The river ends in the sea, after many bends. " * 200
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TUNESMITH_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    rows = [("Where does it end?", "In the sea."), ("Where does it end?", "In the lake."), ("Why?", ""), ("How?", LONG)]
+    write("rows.jsonl", [*rows, *rows[:1]])
+    write("other.jsonl", [("HOW?", "So.")])
+
+
+def write(path: str, rows: list[tuple[str, str]]) -> None:
+    lines = [json.dumps({"question": question, "answer": answer}) + "\n" for question, answer in rows]
+    Path(path).write_text("".join(lines), encoding="utf-8")
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(app, ["data", "check", *arguments])
+
+
+def checks(*arguments: str) -> dict[str, list[int]]:
+    printed = json.loads(run("rows.jsonl", "--json", *arguments).stdout)
+    return {check["name"]: [row["row"] for row in check["rows"]] for check in printed["checks"]}
+
+
+@shows("tunesmith data check paths", "tunesmith data check --json", "tunesmith data check --only")
+def test_only_the_named_checks_of_the_named_file_run() -> None:
+    assert checks("--only", "exact_duplicates, malformed") == {"malformed": [3], "exact_duplicates": [5]}
+
+
+@shows("tunesmith data check --skip")
+def test_skipped_checks_do_not_run() -> None:
+    assert set(checks()) - set(checks("--skip", "malformed,contradictions")) == {"malformed", "contradictions"}
+
+
+@shows("tunesmith data check --against")
+def test_rows_of_other_files_are_leaks() -> None:
+    assert checks("--against", "other.jsonl", "--only", "leakage") == {"leakage": [4]}
+
+
+@shows("tunesmith data check --base")
+def test_a_base_tells_which_rows_are_too_long() -> None:
+    assert checks("--base", "embedded", "--only", "over_max_length") == {"over_max_length": [4]}
+    assert "over_max_length" not in checks()
+
+
+@shows("tunesmith data check --rows")
+def test_as_many_rows_are_listed_as_asked_and_all_are_counted() -> None:
+    result = run("rows.jsonl", "--json", "--only", "contradictions", "--rows", "0")
+    (check,) = json.loads(result.stdout)["checks"]
+    assert (check["count"], check["rows"]) == (1, [])
+    assert "contradictions: 0 of 1 rows are listed" in result.stderr
+
+
+@shows("tunesmith data check --cache")
+def test_the_cache_is_used_unless_told_otherwise() -> None:
+    assert "known from before" not in run("rows.jsonl").stdout
+    assert "known from before" in run("rows.jsonl").stdout
+    assert "known from before" not in run("rows.jsonl", "--no-cache").stdout
+
+
+@shows("tunesmith data check --strict")
+def test_strict_turns_errors_into_an_exit_code() -> None:
+    assert run("rows.jsonl", "--only", "malformed", "--strict").exit_code == 3
+    assert run("rows.jsonl", "--only", "contradictions", "--strict").exit_code == 0
+
+
+@shows("tunesmith data check --checks")
+def test_checks_lists_their_names() -> None:
+    listed = run("--checks").stdout
+    assert all(name in listed for name in ("near_duplicates", "leakage", "suspicious_labels"))
+
+
+@shows("data.checks")
+def test_a_run_is_refused_for_errors_and_warned_of_the_rest(tiny_model: Path) -> None:
+    def start(wanted: Any) -> list[str]:
+        data = {"train": "rows.jsonl", "held_out": 0.0, "max_malformed": 1.0, "overflow": "drop", "checks": wanted}
+        recipe = {"base": str(tiny_model), "data": data, "method": "lora", "train": {"steps": 1}}
+        events: list[dict[str, Any]] = []
+        with Trainer(recipe, "run", subscribers=[events.append]):
+            return [event["message"] for event in events if event["event"] == "warning"]
+
+    with pytest.raises(
+        UserError, match=r"data.checks: 1 rows would do harm.*\n.*rows.jsonl row 3: the answer is empty"
+    ):
+        start(True)
+    assert not Path("run").exists()
+    assert any("contradictions: 1 row (rows.jsonl row 2" in message for message in start(["contradictions"]))
