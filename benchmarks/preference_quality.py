@@ -44,7 +44,7 @@ T_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}
 
 
 EPOCHS, RATE = 1, 5e-4
-"""Of the runs on real pairs. The default rate is meant for thousands of pairs."""
+"""Of the runs on real pairs, and PPO's rate. The default rate is meant for thousands of pairs."""
 
 
 @dataclass(frozen=True)
@@ -227,7 +227,7 @@ def of_rulepairs(count: int, seed: int) -> list[dict[str, Any]]:
 
 
 RULED = ("examples", "ppo")
-RULE_PAIRS, RULE_PROMPTS, PPO_STEPS, RULE_TOKENS = 200, 64, 10, 48
+RULE_PAIRS, RULE_PROMPTS, PPO_STEPS, RULE_TOKENS = 200, 64, 32, 48
 """Pairs for the reward model and as many held out; held-out prompts to answer; PPO's steps of as many samples."""
 
 
@@ -273,7 +273,7 @@ def rule_trial(seed: int) -> dict[str, Any]:
             "passes": 2,
             "max_new_tokens": RULE_TOKENS,
         }
-        policy = tuned("ppo", "prompts", ppo, first, steps=PPO_STEPS, precision="fp32")
+        policy = tuned("ppo", "prompts", ppo, first, steps=PPO_STEPS, precision="fp32", learning_rate=RATE)
         steps = [event for event in policy.events() if event["event"] == "step"]
         return {
             "experiment": RULE,
