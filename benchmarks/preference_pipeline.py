@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-PHASES, PROMPTS, GROUP, TOKENS = 16, 8, 8, 32
+PHASES, PROMPTS, GROUP, TOKENS = 8, 8, 8, 32
 """Of each way: phases, prompts of a phase, answers to each, and the most tokens of an answer."""
 
 EXAMPLES, PAIRS, ASKED, SAMPLES, JUDGED = 128, 200, 64, 4, 60
