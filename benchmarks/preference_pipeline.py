@@ -18,7 +18,7 @@ from typing import Any
 PHASES, PROMPTS, GROUP, TOKENS = 8, 8, 8, 32
 """Of each way: phases, prompts of a phase, answers to each, and the most tokens of an answer."""
 
-EXAMPLES, PAIRS, ASKED, SAMPLES, JUDGED = 128, 200, 64, 4, 60
+EXAMPLES, PAIRS, ASKED, SAMPLES, JUDGED = 128, 200, 48, 2, 40
 """Answers as examples, pairs of the people, held-out prompts, answers to each that are measured, and pairs judged."""
 
 POLICY: dict[str, Any] = {

@@ -12,7 +12,7 @@ from families import config_of
 from hypothesis import given
 from hypothesis import strategies as st
 from scripted_server import scripted
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification, LlamaForSequenceClassification
 from trl.rewards import get_repetition_penalty_reward, get_soft_overlong_punishment, think_format_reward
 
 from tunesmith.config.registry import REWARDS
@@ -202,6 +202,29 @@ def test_a_reward_model_is_its_own_forward_pass_on_the_chat(tmp_path: Path) -> N
     assert forged == read[0]
     assert read == pytest.approx(expected, abs=2e-2)  # ours in bf16 where that is faster
     assert rewards("classifier", completions[:2], prompts[:2], model=str(path)) == pytest.approx(alone, abs=2e-2)
+
+
+@pytest.mark.parametrize("pad", [True, False])
+def test_a_classifier_reads_texts_in_batches_with_the_scores_that_they_have_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pad: bool
+) -> None:
+    """Without a padding token, by which a decoder finds the last token, each alone."""
+    path = classifier(tmp_path, 1)
+    if not pad:
+        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+        (path / "config.json").write_text(json.dumps({**config, "pad_token_id": None}), encoding="utf-8")
+    texts = ["word " * count + "end" for count in (7, 1, 0, 12, 3)]
+    alone = [rewards("classifier", [text], model=str(path))[0] for text in texts]
+    forward, sizes = LlamaForSequenceClassification.forward, []
+
+    def counted(self: Any, *arguments: Any, **options: Any) -> Any:
+        sizes.append(len(options["input_ids"]))
+        return forward(self, *arguments, **options)
+
+    monkeypatch.setattr(LlamaForSequenceClassification, "forward", counted)
+    assert rewards("classifier", texts, model=str(path)) == pytest.approx(alone, abs=2e-2)
+    assert len(set(alone)) == len(texts)
+    assert sizes == ([5] if pad else [1] * 5)
 
 
 def test_a_classifier_is_the_probability_of_a_label(tmp_path: Path, tiny_model: Path) -> None:

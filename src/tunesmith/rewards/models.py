@@ -1,6 +1,6 @@
 """Rewards by models: a classifier, a regression or a reward model, and a language model as a judge."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any, ClassVar, Literal
 
@@ -8,18 +8,23 @@ import numpy as np
 import torch
 from pydantic import Field
 
+from tunesmith.data.pack import bucket_by_length
 from tunesmith.errors import UserError
 from tunesmith.heads.prediction import inputs_of, room_for_text
 from tunesmith.heads.sequence_classification import SequenceClassificationHead
 from tunesmith.inference.memory import CONCURRENT
 from tunesmith.inference.model import Model
 from tunesmith.metrics import Case
+from tunesmith.models.prompts import padded, plain_model
 from tunesmith.rewards.function import RewardFunction, Text, answer_of, column_of, is_path, question_of, text_of
 from tunesmith.subjects.judge import RUBRIC, Judge
 from tunesmith.subjects.local_subject import LocalSubject
 from tunesmith.subjects.openai_client import OpenAIClient
 from tunesmith.subjects.served_subject import ServedSubject
 from tunesmith.subjects.verdicts import HIGHEST, LOWEST
+
+TOKENS = 4096
+"""In a batch of texts that a classifier reads, with the padding."""
 
 
 class Classifier(RewardFunction):
@@ -55,19 +60,31 @@ class Classifier(RewardFunction):
         completion_ids: Sequence[Sequence[int]] | None = None,
         **columns: Any,
     ) -> list[float | None]:
-        return [self._score(*pair) for pair in zip(prompts, completions, strict=True)]
+        texts = [self._inputs(*pair) for pair in zip(prompts, completions, strict=True)]
+        plain = plain_model(self._model.model)
+        can_pad = plain.config.get_text_config().pad_token_id is not None  # by which the last token is found
+        scores: list[float | None] = [None] * len(texts)
+        for items in bucket_by_length([len(text) for text in texts], TOKENS if can_pad else 1):
+            for item, score in zip(items, self._scores([texts[item] for item in items]), strict=True):
+                scores[item] = score
+        return scores
 
     @torch.no_grad()
-    def _score(self, prompt: Text, completion: Text) -> float:
-        """Of one completion, by the family's own forward pass; a longer text is truncated to the model's context."""
+    def _scores(self, texts: Sequence[torch.Tensor]) -> list[float]:
+        """Of texts as ids, in a padded batch, by the family's own forward pass."""
         model = self._model.model
-        logits = model(**self._inputs(prompt, completion)).logits[0].float()
-        return float(logits[0] if len(logits) == 1 else self._head.probabilities(logits)[self._number])
+        ids, mask = padded(plain_model(model), texts)
+        logits = model(input_ids=ids, attention_mask=mask).logits.float()
+        if logits.shape[1] == 1:
+            return [float(score) for score in logits[:, 0]]
+        return [float(self._head.probabilities(each)[self._number]) for each in logits]
 
-    def _inputs(self, prompt: Text, completion: Text) -> Mapping[str, torch.Tensor]:
+    def _inputs(self, prompt: Text, completion: Text) -> torch.Tensor:
+        """The ids that it reads (tokens,); a longer text is truncated to the model's context."""
         model, tokenizer = self._model.model, self._model.tokenizer
         if self.reads != "chat":
-            return inputs_of(model, tokenizer, answer_of(completion) if self.reads == "answer" else text_of(completion))
+            text = answer_of(completion) if self.reads == "answer" else text_of(completion)
+            return inputs_of(model, tokenizer, text)["input_ids"][0]
         turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
         answer = answer_of(completion)
         for token in tokenizer.all_special_tokens:  # they would be read as the template's
@@ -77,7 +94,8 @@ class Classifier(RewardFunction):
         inputs = tokenizer.apply_chat_template(
             [*turns, {"role": "assistant", "content": answer}], return_tensors="pt", return_dict=True, **limit
         )
-        return {name: values.to(model.device) for name, values in inputs.items() if name != "token_type_ids"}
+        ids: torch.Tensor = inputs["input_ids"][0].to(model.device)
+        return ids
 
     @cached_property
     def _model(self) -> Model:
