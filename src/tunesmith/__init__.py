@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from tunesmith.curation.clean import data_clean
     from tunesmith.curation.diff import data_diff
     from tunesmith.curation.restore import data_restore
+    from tunesmith.curation.review import data_review
     from tunesmith.curation.sample import data_sample
     from tunesmith.curation.split import data_split
     from tunesmith.data.example import Example
@@ -88,6 +89,7 @@ _MODULES = {
     "data_clean": "tunesmith.curation.clean",
     "data_diff": "tunesmith.curation.diff",
     "data_restore": "tunesmith.curation.restore",
+    "data_review": "tunesmith.curation.review",
     "data_sample": "tunesmith.curation.sample",
     "data_split": "tunesmith.curation.split",
     "embed": "tunesmith.inference.verbs",
@@ -146,6 +148,7 @@ __all__ = [
     "data_clean",
     "data_diff",
     "data_restore",
+    "data_review",
     "data_sample",
     "data_split",
     "embed",

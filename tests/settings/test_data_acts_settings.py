@@ -132,3 +132,27 @@ def test_clean_writes_what_is_left_and_restore_undoes_it(here: Path) -> None:
     assert "--do nothing: write CHECK=ACTION" in data(
         "clean", "dirty.jsonl", "--output", "d.jsonl", "--do", "nothing", code=2
     )
+
+
+@shows("tunesmith data review file", "tunesmith data review --output", "tunesmith data review --label",
+       "tunesmith data review --reviewer")  # fmt: skip
+def test_review_asks_for_one_key_a_row(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def review(*arguments: str, keys: str) -> tuple[int, str]:
+        done = typed("data", "review", "few.jsonl", *arguments, given=keys)
+        return done.returncode, done.stdout + done.stderr
+
+    monkeypatch.setenv("LOGNAME", "anna")
+    write(here / "few.jsonl", read(here / "rows.jsonl")[:3])
+    code, out = review("--label", "a", "--label", "c", keys="k 2\n")
+    assert code == 0
+    assert "1 of 3 · few.jsonl row 1" in out
+    assert "k keep   d drop   1 a   2 c   s skip" in out
+    assert "anna has verdicts on 2 of 3 rows: 1 keep, 1 label." in out
+    assert [(row["reviewer"], row.get("label")) for row in read(Path("few.jsonl.verdicts.jsonl"))] == [
+        ("anna", None), ("anna", "c"),
+    ]  # fmt: skip
+    assert "3 of 3" in review(keys="d")[1]
+    review("--reviewer", "bert", "--output", "other.jsonl", keys="dd")
+    assert [row["reviewer"] for row in read(Path("other.jsonl"))] == ["bert", "bert"]
+    code, out = review("--reviewer", "carl", keys="x")
+    assert (code, "stdin: 'x' is none of k, d, s, q" in out) == (2, True)

@@ -240,9 +240,9 @@ def test_answers_are_one_below_the_other_in_a_narrow_terminal() -> None:
 def test_a_terminal_needs_no_enter_and_is_as_before_at_the_end() -> None:
     program = (
         "import sys, termios\n"
-        "from tunesmith.cli.vote import _keys\n"
+        "from tunesmith.cli.pressed_keys import pressed_keys\n"
         "before = termios.tcgetattr(0)\n"
-        "with _keys() as keys:\n"
+        "with pressed_keys() as keys:\n"
         "    print('ready', flush=True)\n"
         "    print(next(keys), next(keys), flush=True)\n"
         "print(termios.tcgetattr(0) == before, flush=True)\n"

@@ -1,16 +1,15 @@
 """`tunesmith vote` and `rank`: people compare answers, and models are ranked by what they say."""
 
-import getpass
 import json
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
+from tunesmith.cli.pressed_keys import pressed_keys, user_name
 from tunesmith.cli.quick import quick_imports
 from tunesmith.errors import UserError
 from tunesmith.report.colors import WARNING
@@ -19,7 +18,6 @@ if TYPE_CHECKING:
     from tunesmith.voting.vote import Shown
 
 KEYS = "12tsuq"
-END_OF_INPUT = ("", "\x04")
 
 
 def vote(
@@ -51,11 +49,11 @@ def vote(
         from tunesmith.report.votes import ranking_parts, voted_text
         from tunesmith.voting.ranking import rank
 
-    console = Console(highlight=False)
+    console, who = Console(highlight=False), user_name("--voter") if voter is None else voter
     progress = Progress(console)
-    with progress, _keys() as keys:
+    with progress, pressed_keys() as keys:
         voted = tunesmith.voting.vote.vote(
-            models, _Asking(console, keys, progress), output, voter=_user() if voter is None else voter, data=data,
+            models, _Asking(console, keys, progress), output, voter=who, data=data,
             rows=None if rows == "all" else int(rows), seed=seed, max_new_tokens=max_new_tokens,
             repetition_penalty=repetition_penalty, concurrent=concurrent, cache=cache, subscribers=[progress],
         )  # fmt: skip
@@ -121,39 +119,3 @@ class _Asking:
         if self._is_first and not sys.stdin.isatty():
             raise UserError("stdin is no terminal and has no keys. Run this in a terminal, or pipe keys: 1, 2, t.")
         return "q"
-
-
-@contextmanager
-def _keys() -> Iterator[Iterator[str]]:
-    """Keys as they are pressed, without Enter in a terminal, until the input ends. Of other input white space does not
-    count."""
-    try:
-        import termios
-        import tty
-    except ImportError:  # Windows: a key and Enter
-        yield _characters()
-        return
-    try:
-        handle = sys.stdin.fileno()
-        before = termios.tcgetattr(handle)
-    except (ValueError, OSError, termios.error):  # a pipe, or no file at all
-        yield _characters()
-        return
-    try:
-        tty.setcbreak(handle)
-        yield _characters()
-    finally:
-        termios.tcsetattr(handle, termios.TCSADRAIN, before)
-
-
-def _characters() -> Iterator[str]:
-    while (key := sys.stdin.read(1)) not in END_OF_INPUT:
-        if not key.isspace():
-            yield key.lower()
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (OSError, KeyError):
-        raise UserError("The user has no name here. Say who votes: --voter NAME") from None

@@ -153,6 +153,7 @@ class Progress:
     ) -> None:
         for operation in self._operations.values():
             self._bars.remove_task(operation.task)
+        self._operations.clear()
         self._bars.stop()
 
     def __call__(self, event: Event) -> None:

@@ -10,6 +10,7 @@ from typing import Literal
 
 from tunesmith.config.extensions import failures_named
 from tunesmith.config.recipe import Recipe
+from tunesmith.data.appended_rows import AppendedRows
 from tunesmith.engine.allocator import keep_freed_memory
 from tunesmith.errors import UserError
 from tunesmith.evaluation.opening import Opening, Wanted, extensions_of, names_of, run_alone
@@ -156,7 +157,7 @@ def vote(
         shown = [subject.name for subject in trial.subjects] if run is None else _names_of(run)
         contenders = [_contender(*each) for each in zip(shown, trial.subjects, strict=True)]
         pairs = _pairs(asked, contenders, sampling, seed)
-        voted = {vote.pair for vote in file.votes if vote.voter == voter}
+        voted = {vote.pair for vote in file.entries if vote.voter == voter}
         open_pairs = [pair for pair in pairs if pair.key not in voted]
         answers = _answers(trial.subjects, open_pairs, sampling, Events(*subscribers))
         found = [
@@ -185,7 +186,9 @@ class _Session:
         done: pairs on which the voter has voted before.
     """
 
-    def __init__(self, file: VoteFile, voter: str, seed: int, contenders: Sequence[Contender], done: int) -> None:
+    def __init__(
+        self, file: AppendedRows[Vote], voter: str, seed: int, contenders: Sequence[Contender], done: int
+    ) -> None:
         self._file, self._voter, self._seed, self._contenders = file, voter, seed, contenders
         self._history: list[bool] = []
         self._done = done

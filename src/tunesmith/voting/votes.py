@@ -9,19 +9,16 @@
 The columns after `tie` say where a vote comes from; what trains on the rows does not read them.
 """
 
-import json
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from tunesmith.data.appended_rows import AppendedRows
 from tunesmith.data.example import Malformed, Message
 from tunesmith.data.read import Row, read
 from tunesmith.errors import UserError
-from tunesmith.run import writing
-from tunesmith.run_lock import output_lock
 from tunesmith.subjects.result_cache import digest_of
 
 Side = Literal["chosen", "rejected"]
@@ -153,21 +150,12 @@ def read_votes(paths: Sequence[str | Path]) -> list[Vote]:
     return [Vote.of(row) for row in read([str(path) for path in paths], Path.cwd())]
 
 
-class VoteFile:
-    """A file to which votes are appended, one line each, so that it is whole whenever the process ends.
-
-    Args:
-        path: of the file.
-        size: of what it has, in bytes.
-        votes: that it has.
-    """
-
-    def __init__(self, path: Path, size: int, votes: Sequence[Vote]) -> None:
-        self.path, self._ends, self.votes = path, [size], list(votes)
+class VoteFile(AppendedRows[Vote]):
+    """A file to which votes are appended."""
 
     @classmethod
     @contextmanager
-    def open(cls, path: Path) -> Iterator["VoteFile"]:
+    def open(cls, path: Path) -> Iterator["AppendedRows[Vote]"]:
         """Within the context nothing else writes the file. A last line that was cut off is removed.
 
         Args:
@@ -176,59 +164,9 @@ class VoteFile:
         Raises:
             UserError: it cannot be written, another process writes it, or it has rows that are no votes.
         """
-        with writing(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-        with output_lock(path):
-            votes: list[Vote] = []
-            if path.exists():
-                with writing(path):
-                    _remove_cut_line(path)
-                votes = read_votes([path]) if path.stat().st_size else []
-            yield cls(path, path.stat().st_size if path.exists() else 0, votes)
-
-    def append(self, vote: Vote) -> None:
-        """Write a vote, which is on the disk when this returns.
-
-        Args:
-            vote: the next one.
-
-        Raises:
-            UserError: the file cannot be written.
-        """
-        line = (json.dumps(vote.row(), ensure_ascii=False) + "\n").encode()
-        with writing(self.path), self.path.open("ab", buffering=0) as file:
-            file.write(line)
-            os.fsync(file.fileno())
-        self._ends.append(self._ends[-1] + len(line))
-        self.votes.append(vote)
-
-    def pop(self) -> None:
-        """Remove the last vote that was appended.
-
-        Raises:
-            UserError: the file cannot be written.
-        """
-        with writing(self.path):
-            os.truncate(self.path, self._ends[-2])
-        self._ends.pop()
-        self.votes.pop()
+        with cls.opened(path, Vote.of, Vote.row) as file:
+            yield file
 
 
 def _turns(text: str) -> list[Message]:
     return [{"role": "assistant", "content": text}]
-
-
-def _remove_cut_line(path: Path) -> None:
-    """Cut a file after its last line feed: what follows was not written to its end. A whole row that only lacks its
-    line feed, as an editor leaves it, gets one."""
-    content = path.read_bytes()
-    end = content.rfind(b"\n") + 1
-    if end == len(content):
-        return
-    try:
-        json.loads(content[end:])
-    except ValueError:
-        os.truncate(path, end)
-        return
-    with path.open("ab") as file:
-        file.write(b"\n")
