@@ -14,8 +14,10 @@ import numpy as np
 from tunesmith.cache_directory import cache_directory
 from tunesmith.checks import registry
 from tunesmith.checks.appended import Appended
+from tunesmith.checks.bias import associations, representation, to_dicts
 from tunesmith.checks.check import RowCheck
 from tunesmith.checks.fingerprints import is_unchanged
+from tunesmith.checks.groups import Lexicon, read_lexicon
 from tunesmith.checks.inputs import Input, Task, tasks
 from tunesmith.checks.language import languages
 from tunesmith.checks.result import CheckResult, DataChecks, line_of, read_result, write_result
@@ -46,6 +48,7 @@ def check_data(
     only: Sequence[str] = (),
     skip: Sequence[str] = (),
     against: Sequence[str | Path] = (),
+    groups: Sequence[str | Path] = (),
     subscribers: Iterable[Subscriber] = (),
     cache: bool = True,
 ) -> DataChecks:
@@ -56,6 +59,7 @@ def check_data(
         only: names of checks; empty for all.
         skip: names of checks to leave out.
         against: held-out files or benchmarks that the rows must not have anything in common with.
+        groups: YAML files with further words for groups of people (`tunesmith.checks.groups.read_lexicon`).
         subscribers: receive `progress` events (what, done, total).
         cache: whether what is known of the same content is used.
 
@@ -69,13 +73,14 @@ def check_data(
     subject = _subject(paths, against)
     if subject.renders is None:
         names = [name for name in names if name not in OF_RECIPES]
-    directory = cache_directory() / "data-checks" / _key(subject, names)
+    lexicon = read_lexicon(groups)
+    directory = cache_directory() / "data-checks" / _key(subject, names, lexicon)
     if cache:
         with suppress(OSError, ValueError, KeyError, TypeError):
             return read_result(directory)
     else:
         shutil.rmtree(directory, ignore_errors=True)
-    return _Run(subject, directory, names, Events(*subscribers)).all()
+    return _Run(subject, directory, names, lexicon, Events(*subscribers)).all()
 
 
 def _subject(paths: "str | Path | Recipe | Sequence[str | Path]", against: Sequence[str | Path]) -> Subject:
@@ -90,10 +95,13 @@ def _subject(paths: "str | Path | Recipe | Sequence[str | Path]", against: Seque
 class _Run:
     """One check of some files."""
 
-    def __init__(self, subject: Subject, directory: Path, names: Sequence[str], events: Events) -> None:
+    def __init__(
+        self, subject: Subject, directory: Path, names: Sequence[str], lexicon: Lexicon, events: Events
+    ) -> None:
         self._subject = subject
         self._directory = directory
         self._checks = [registry.load(name) for name in names]
+        self._lexicon = lexicon
         self._events = events
 
     def all(self) -> DataChecks:
@@ -105,6 +113,8 @@ class _Run:
             "formats": {each.name: each.layout.format for each in files},
             "labels": dict(table.labels.most_common()),
             "languages": languages(table),
+            "groups": representation(table),
+            "associations": to_dicts(associations(table)),
             "tokens": table.tokens,
             "loss_tokens": table.loss_tokens,
         }
@@ -115,10 +125,10 @@ class _Run:
     def _scan(self) -> Table:
         files, others = self._subject.files, self._subject.others
         table = Table.open(self._directory / "rows")
-        table.files = files
+        table.files, table.groups = files, self._lexicon.groups
         views = tuple(sorted({view for check in self._checks if isinstance(check, TableCheck) for view in check.views}))
         row_checks = [check for check in self._checks if isinstance(check, RowCheck)]
-        scanner = Scanner(row_checks, views, renders=self._subject.renders)
+        scanner = Scanner(row_checks, views, self._lexicon, renders=self._subject.renders)
         kinds()  # before workers are forked
         with Appended(table.directory) as out:
             left = _left(others, table.parts)
@@ -196,13 +206,13 @@ def _refuse_changed(each: Input) -> None:
         raise UserError(f"{each.name} changed while it was read. Check it again once nothing writes it.")
 
 
-def _key(subject: Subject, names: Sequence[str]) -> str:
+def _key(subject: Subject, names: Sequence[str], lexicon: Lexicon) -> str:
     """What everything that is found depends on: contents, names, formats, checks and their code."""
     parts: list[Any] = [
         [[each.name, each.key, each.layout.format, dict(each.layout.columns), each.held_out] for each in side]
         for side in (subject.files, subject.others)
     ]
-    parts += [subject.key, list(names), _code()]
+    parts += [subject.key, list(names), lexicon.groups, dict(lexicon.terms), dict(lexicon.sentiment), _code()]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 

@@ -1,10 +1,12 @@
 """What a check sees of a row, whatever its format."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from tunesmith.data.example import Example, Message, Source
+
+_WORDS_ONLY = bytes(code if code >= 128 or chr(code).isalnum() else ord(" ") for code in range(256))
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +28,15 @@ class Record:
     label: str | None = None
     messages: tuple[Message, ...] = ()
     others: tuple[str, ...] = ()
+    _words: list[frozenset[bytes]] = field(default_factory=list, init=False, repr=False, compare=False)
+
+    @property
+    def words(self) -> frozenset[bytes]:
+        """The words of all texts, in lower case and in UTF-8; computed once, for all checks."""
+        if not self._words:
+            text = "\n".join(self.texts).lower().encode("utf-8", "replace")
+            self._words.append(frozenset(text.translate(_WORDS_ONLY).split()))
+        return self._words[0]
 
     @property
     def texts(self) -> tuple[str, ...]:

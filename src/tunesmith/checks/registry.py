@@ -22,6 +22,7 @@ CHECKS = {
     "wrong_language": "tunesmith.checks.language:WRONG_LANGUAGE",
     "personal_data": "tunesmith.checks.personal_data:PERSONAL_DATA",
     "secrets": "tunesmith.checks.secrets:SECRETS",
+    "prompt_injections": "tunesmith.checks.injections:PROMPT_INJECTIONS",
     "exact_duplicates": "tunesmith.checks.repetition:EXACT_DUPLICATES",
     "near_duplicates": "tunesmith.checks.repetition:NEAR_DUPLICATES",
     "repeated_answers": "tunesmith.checks.repetition:REPEATED_ANSWERS",
@@ -31,6 +32,7 @@ CHECKS = {
     "label_imbalance": "tunesmith.checks.labels:LABEL_IMBALANCE",
     "label_neighbors": "tunesmith.checks.labels:LABEL_NEIGHBORS",
     "suspicious_labels": "tunesmith.checks.confident_learning:SUSPICIOUS_LABELS",
+    "group_associations": "tunesmith.checks.bias:GROUP_ASSOCIATIONS",
 }
 """Where each check is: `module:NAME`, a `RowCheck` or a `TableCheck`. A new check is one file and one line here."""
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tunesmith.checks.check import RowCheck
+from tunesmith.checks.groups import Lexicon
 from tunesmith.checks.inputs import Task, rows_of
 from tunesmith.checks.record import Record, record_of
 from tunesmith.checks.result import Mark, line_of
@@ -65,6 +66,7 @@ class Scanner:
     Attributes:
         checks: that need one row. Those that the scan itself does are named only.
         views: of the rows whose shingles are kept.
+        lexicon: words for groups of people, praise and blame.
         keeps_runs: whether runs of words are kept, of other files.
         known: runs of words of other files.
         source_of_other: of the index of a row of other files.
@@ -73,6 +75,7 @@ class Scanner:
 
     checks: Sequence[RowCheck]
     views: tuple[str, ...]
+    lexicon: Lexicon
     keeps_runs: bool = False
     known: KnownRuns | None = None
     source_of_other: Callable[[int], Source] | None = None
@@ -92,7 +95,7 @@ class Scanner:
                 continue
             examples.append(example)
             record = record_of(example)
-            sketches.append(sketch(record))
+            sketches.append(sketch(record, self.lexicon))
             if not task.is_other:
                 self._check(record, sketches[-1], part, marks)
         part.arrays = arrays_of(sketches, self.views)

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tunesmith.checks.endings import ending
+from tunesmith.checks.groups import Lexicon
 from tunesmith.checks.language import code_of, language_of
 from tunesmith.checks.record import Record
 from tunesmith.checks.shingles import BANDS, shingled
@@ -30,10 +31,12 @@ ROW_COLUMNS: dict[str, tuple[type[np.generic], int]] = {
     "answer_length": (np.uint32, 1),
     "language": (np.uint32, 1),
     "ending": (np.uint8, 1),
+    "groups": (np.uint64, 1),
+    "sentiment": (np.uint8, 1),
 }
 """Each column's type and width: the row's number in its file; 64-bit hashes of the normalized texts, of the first words
 of the answer and of the numbers in the prompt, 0 if there is none; lengths in characters; the language's code (0 if it
-is not known) and how the answer ends, as numbers."""
+is not known) and how the answer ends, as numbers; groups of people that are named, and praise and blame, as bits."""
 
 OPENING = 5
 """Words of an answer that are its opening, if it has more than twice as many."""
@@ -95,11 +98,12 @@ def arrays_of(rows: Sequence[Sketch], views: Sequence[str] = ()) -> Arrays:
     return arrays
 
 
-def sketch(record: Record) -> Sketch:
+def sketch(record: Record, lexicon: Lexicon) -> Sketch:
     """What is kept of a row.
 
     Args:
         record: of the row.
+        lexicon: words for groups of people, praise and blame.
     """
     prompt, answer = normalized(record.prompt), normalized(record.answer)
     others = [normalized(other) for other in record.others]
@@ -115,7 +119,7 @@ def sketch(record: Record) -> Sketch:
         hash_of(" ".join(_DIGITS.findall(prompt))),
     )
     lengths = (len(record.prompt), len(record.answer))
-    values = (record.source.row, *hashes, *lengths, code_of(language_of(record)), ending(record))
+    values = (record.source.row, *hashes, *lengths, code_of(language_of(record)), ending(record), *lexicon.bits(record))
     return Sketch(values, {"text": " ".join(texts), "prompt": prompt if len(texts) > 1 else "", "answer": answer})
 
 

@@ -32,6 +32,9 @@ def check(
     base: Annotated[
         str | None, typer.Option(help="Also render and tokenize as for this base: rows that are too long or unusable.")
     ] = None,
+    groups: Annotated[
+        list[str] | None, typer.Option(help="YAML files with further words for groups of people.")
+    ] = None,
     rows: Annotated[
         int | None, typer.Option(help="Rows to list of each check. Default: 3, with --json 10,000.", min=0)
     ] = None,
@@ -58,7 +61,13 @@ def check(
     subject: Any = paths if base is None else _with_base(paths, base)
     with Progress(Console(stderr=True, highlight=False)) as progress:
         found = check_data(
-            subject, only=_names(only), skip=_names(skip), against=against or [], subscribers=[progress], cache=cache
+            subject,
+            only=_names(only),
+            skip=_names(skip),
+            against=against or [],
+            groups=groups or [],
+            subscribers=[progress],
+            cache=cache,
         )
     if as_json:
         _print_json(found, ROWS_OF_JSON if rows is None else rows)

@@ -1,0 +1,25 @@
+"""The option of `tunesmith data check` for words of the user's own."""
+
+import json
+from pathlib import Path
+
+import pytest
+from settings_coverage import shows
+from typer.testing import CliRunner
+
+from tunesmith.cli import app
+
+
+@shows("tunesmith data check --groups")
+def test_own_words_for_groups_are_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TUNESMITH_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    Path("own.yaml").write_text("groups: {trade: {nurse: [nurse], smith: [smith]}}")
+    rows = [{"text": f"The {'nurse' if n % 2 else 'smith'} {n}", "label": "a" if n % 2 else "b"} for n in range(60)]
+    Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options = ["data", "check", "rows.jsonl", "--only", "group_associations", "--json"]
+    counts = [
+        json.loads(CliRunner().invoke(app, [*options, *more]).stdout)["checks"][0]["count"]
+        for more in ([], ["--groups", "own.yaml"])
+    ]
+    assert counts == [0, 60]
