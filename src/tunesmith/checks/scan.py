@@ -1,7 +1,9 @@
 """The first pass: workers read rows, run the checks that need one row, and sketch it for the others."""
 
+import gc
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -83,6 +85,10 @@ class Scanner:
 
     def part(self, task: Task) -> Part:
         """What is found in the rows of a task."""
+        with _uncollected():
+            return self._part(task)
+
+    def _part(self, task: Task) -> Part:
         part = Part(task.file, task.is_other, 0, {}, size=task.size)
         marks: dict[str, list[Mark]] = defaultdict(list)
         sketches: list[Sketch] = []
@@ -93,13 +99,16 @@ class Scanner:
             if isinstance(example, Malformed):
                 marks["malformed"].append(Mark(example.source, example.reason))
                 continue
-            examples.append(example)
+            if self.renders is not None or task.held_out:
+                examples.append(example)
             record = record_of(example)
             sketches.append(sketch(record, self.lexicon))
             if not task.is_other:
                 self._check(record, sketches[-1], part, marks)
         part.arrays = arrays_of(sketches, self.views)
-        part.arrays["held_out"] = np.array([is_held_out(each, task.held_out) for each in examples], np.bool_)
+        part.arrays["held_out"] = np.zeros(len(sketches), np.bool_)
+        if task.held_out:
+            part.arrays["held_out"][:] = [is_held_out(each, task.held_out) for each in examples]
         self._add_runs(part, sketches, marks)
         if self.renders is not None and not task.is_other:
             part.tokens, part.loss_tokens = self.renders.of(examples, marks)
@@ -153,6 +162,18 @@ def example_of(row: Row | Malformed, task: Task) -> Example | Malformed:
     if isinstance(row, Malformed) or not task.layout.format:
         return row if isinstance(row, Malformed) else Malformed(row.source, "in no known format")
     return to_example(row, task.layout.format, task.layout.columns)
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Without the cyclic garbage collector: rows have no cycles, and it scans all of a task's again and again."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 _scanner: Scanner
