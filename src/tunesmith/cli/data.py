@@ -32,7 +32,7 @@ LOSS_STYLE = f"bold {GOOD}"
 
 @data.command()
 def show(
-    source: Annotated[Path, typer.Argument(help="A recipe, or a data file.")],
+    source: Annotated[str, typer.Argument(help="A recipe, or data as data.train takes it.")],
     rows: Annotated[int, typer.Option(help="How many rows.", min=1)] = 3,
     start: Annotated[int, typer.Option(help="The first row to show, from 1.", min=1)] = 1,
     tokens: Annotated[bool, typer.Option("--tokens", help="Show token boundaries.")] = False,
@@ -92,17 +92,19 @@ def convert(
         console.print(f"left out: {reason}", style=WARNING, markup=False, soft_wrap=True)
 
 
-def _recipe(source: Path, base: str, overrides: list[str]) -> "Recipe":
+def _recipe(source: str, base: str, overrides: list[str]) -> "Recipe":
     from tunesmith.config.recipe import Recipe
     from tunesmith.data.format_detection import objective_of_file
 
-    if source.suffix in (".yaml", ".yml"):
+    if source.endswith((".yaml", ".yml")):
         return Recipe.load(source, overrides)
-    if (source / "recipe.yaml").exists():
-        return Recipe.load(source / "recipe.yaml", overrides)
-    values: dict[str, Any] = {"base": base, "data": {"train": str(source)}}
+    if Path(source, "recipe.yaml").exists():
+        return Recipe.load(Path(source, "recipe.yaml"), overrides)
+    values: dict[str, Any] = {"base": base, "data": {"train": source}}
     if not any(override.startswith("objective") for override in overrides):
-        values["objective"] = {"kind": objective_of_file([str(source)])}
+        of_data = [override for override in overrides if override.startswith(("data.columns", "data.format"))]
+        data = Recipe.load(values, of_data).data
+        values["objective"] = {"kind": objective_of_file(data.train, data.columns, data.format)}
     return Recipe.load(values, overrides)
 
 

@@ -15,6 +15,7 @@ from tunesmith.config.recipe import Recipe
 from tunesmith.data.check import find_problem
 from tunesmith.data.example import Malformed
 from tunesmith.data.format_detection import objective_of_rows
+from tunesmith.data.prepare import resolve
 from tunesmith.data.read import Row, read
 from tunesmith.data.render import Renderer, Rendering
 from tunesmith.data.report import SHOWN, Reason, Reasons
@@ -32,6 +33,11 @@ STEPS = (20, 2000)
 TOKENS_PER_STEP = 2048
 SMALL = 50_000_000  # parameters; a smaller model trains with a larger learning rate
 LOSS_ON = {
+    "classification": "a class for each text; evaluate gives accuracy and F1",
+    "regression": "a number for each text",
+    "token_classification": "a tag for each word",
+    "multi_label": "any number of classes for each text",
+    "embedding": "a vector for each text; texts of a pair get similar ones",
     "text": "loss on every token of the text",
     "instruction": "loss on the answers only, not on the prompts",
     "dpo": "learns which of two answers is better; docs/preferences.md has others",
@@ -86,7 +92,7 @@ def sample_data(paths: Sequence[str], base: str) -> DataStatistics:
     rows = read(paths, Path.cwd())
     first = list(islice(rows, SAMPLED))
     format, kind = objective_of_rows([row for row in first[:100] if isinstance(row, Row)])
-    objective = Recipe.load({"data": {"train": list(paths)}, "objective": {"kind": kind}}).objective
+    objective = resolve(Recipe.load({"data": {"train": list(paths)}, "objective": {"kind": kind}})).objective
     lengths: list[int] = []
     malformed, unusable = Reasons(), Reasons()
     for count, row in enumerate(chain(first, rows), 1):
@@ -192,7 +198,7 @@ def suggest(paths: Sequence[str], base: str = "embedded") -> tuple[str, DataStat
         ("  alpha: 32", "the adapter's output is scaled by alpha / rank"),
         ("  target_modules: all-linear", ""),
         ("", ""),
-        (f"objective: {{kind: {seen.objective}}}", LOSS_ON[seen.objective]),
+        (f"objective: {{kind: {seen.objective}}}", LOSS_ON.get(seen.objective, "docs/objectives.md")),
         ("", ""),
         ("train:", ""),
         (f"  steps: {steps}", passes),

@@ -6,10 +6,10 @@ from itertools import islice
 from pathlib import Path
 
 from tunesmith.data.example import Source
-from tunesmith.data.preferences import PREFERENCES
 from tunesmith.data.read import Row, read
 from tunesmith.data.row_format import RowFormat
 from tunesmith.data.row_formats import FORMATS, check_fields, sets_in
+from tunesmith.data.suggested_columns import suggested
 from tunesmith.errors import UserError
 
 _ONE_TURN = ({"role", "content"}, {"from", "value"})
@@ -57,32 +57,38 @@ def format_of_rows(rows: Sequence[Row], columns: Mapping[str, str] | None = None
     return next(iter(matches))
 
 
-def objective_of_rows(rows: Sequence[Row]) -> tuple[str, str]:
+def objective_of_rows(
+    rows: Sequence[Row], columns: Mapping[str, str] | None = None, format: str = "auto"
+) -> tuple[str, str]:
     """The row format, and the objective that such rows are usually trained with.
 
     Args:
         rows: the first rows.
+        columns: field → column, from `data.columns`.
+        format: `data.format`.
 
     Raises:
-        UserError: as `detect` raises, except for human feedback.
+        UserError: as `format_of_rows` raises.
     """
-    format = format_of_rows(rows)
-    if format in PREFERENCES:
-        return format, str(FORMATS[format].objective)
-    return detect(rows), "text" if format == "text" else "instruction"
+    found = format_of_rows(rows, columns) if format == "auto" else format
+    objective = FORMATS[found].objective if found in FORMATS else None
+    return found, objective or ("text" if found == "text" else "instruction")
 
 
-def objective_of_file(paths: Sequence[str]) -> str:
+def objective_of_file(paths: Sequence[str], columns: Mapping[str, str] | None = None, format: str = "auto") -> str:
     """The objective that files are usually trained with: `text` for raw text, `dpo` or `kto` for human feedback,
-    `instruction` for everything else.
+    `classification` for texts with classes, `instruction` for everything else.
 
     Args:
         paths: as `data.train` takes them.
+        columns: field → column, from `data.columns`.
+        format: `data.format`.
 
     Raises:
         UserError: as `read` and `objective_of_rows` raise.
     """
-    return objective_of_rows([row for row in islice(read(paths, Path.cwd()), 100) if isinstance(row, Row)])[1]
+    first = [row for row in islice(read(paths, Path.cwd()), 100) if isinstance(row, Row)]
+    return objective_of_rows(first, columns, format)[1]
 
 
 def format_for(rows: Sequence[Row], formats: Sequence[str], columns: Mapping[str, str]) -> str:
@@ -195,12 +201,22 @@ def _refuse_without_objective(format: RowFormat, rows: Sequence[Row]) -> None:
 
 
 def _unknown(rows: Sequence[Row]) -> UserError:
-    known = "; ".join(f"{name}: {' + '.join(format.columns[0])}" for name, format in FORMATS.items())
-    return UserError(
-        f"{rows[0].source.file}: no known format has the columns {', '.join(_columns_of(rows)) or '(none)'}. Name the "
-        f"columns to read, for example data.columns: {{question: ..., answer: ...}}, or give them "
-        f"usual names ({known})."
-    )
+    columns = ", ".join(map(_quoted, _columns_of(rows))) or "(none)"
+    start = f"{rows[0].source.file}: no known format has the columns {columns}. "
+    found = suggested(rows)
+    if not found:
+        known = "; ".join(f"{name}: {' + '.join(format.columns[0])}" for name, format in FORMATS.items())
+        return UserError(
+            f"{start}Name the columns to read, for example data.columns: {{question: ..., answer: ...}}, or give them "
+            f"usual names ({known})."
+        )
+    listed = "\n  ".join(map(str, found))
+    return UserError(f"{start}Name the columns to read. They could be\n  {listed}")
+
+
+def _quoted(column: str) -> str:
+    """A name, in quotes if it could not be seen."""
+    return column if column.strip() == column and column else repr(column)
 
 
 def _columns_of(rows: Sequence[Row]) -> list[str]:

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-START = 1 << 16
+START = 1 << 22
 """Bytes that are looked at."""
 
 _SIGNATURES = {
