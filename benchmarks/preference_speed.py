@@ -8,7 +8,8 @@
 The models are the 125 M Llama of train_speed.py and SmolLM2-135M-Instruct (`tunesmith bases get`). Every setting runs
 in a process of its own, one after another: in the first round all settings on the reference model, and on the other one
 Tunesmith and the setting of TRL that was the fastest; then these. In the end both train DPO in fp32 from the same
-adapter, and their losses are compared. In bf16, or in fp32 where the processor has no instructions for bf16. Writes
+adapter, and their losses are compared. GRPO's steps are timed as a whole, with the sampling. In bf16, or in fp32 where
+the processor has no instructions for bf16. Writes
 preference_speed.{json,md}. It runs in Tunesmith's environment.
 """
 
@@ -23,7 +24,17 @@ from pathlib import Path
 from typing import Any
 
 from peer_environments import make_environment
-from peers.measured import ALPHA, BETA, LEARNING_RATE, MAX_GRAD_NORM, RANK, SEED
+from peers.measured import (
+    ALPHA,
+    BETA,
+    GRPO_GROUP,
+    GRPO_PROMPTS,
+    GRPO_TOKENS,
+    LEARNING_RATE,
+    MAX_GRAD_NORM,
+    RANK,
+    SEED,
+)  # fmt: skip
 from preference_speed_report import pairs_per_second, summarize, table
 from stored_result import store
 from train_speed import HERE, OUR_PYTHON, RAW, RESULTS, Setting, docstring_rows, fastest, run_ours, run_peer
@@ -33,7 +44,20 @@ MODELS = {
     "reference": "reference",
     "smollm2": str(Path.home() / ".cache" / "tunesmith" / "bases" / "smollm2-135m-instruct"),
 }
-OBJECTIVES: dict[str, dict[str, Any]] = {"dpo": {"kind": "dpo", "beta": BETA}, "reward": {"kind": "reward"}}
+SHORT = {"function": "length", "options": {"maximum": 1, "margin": 1000, "unit": "characters"}}
+"""GRPO's reward: the shorter, the better, as in peers/trl_grpo.py."""
+
+OBJECTIVES: dict[str, dict[str, Any]] = {
+    "dpo": {"kind": "dpo", "beta": BETA},
+    "reward": {"kind": "reward"},
+    "grpo": {
+        "kind": "grpo",
+        "rewards": [SHORT],
+        "prompts": GRPO_PROMPTS,
+        "group_size": GRPO_GROUP,
+        "max_new_tokens": GRPO_TOKENS,
+    },
+}
 """The objectives that are measured, as the recipe's section."""
 
 CHECK = "check"
@@ -58,11 +82,11 @@ def settings_of(precision: str) -> list[PreferenceSetting]:
     ours = [PreferenceSetting(f"ours-{each}", "Tunesmith", "ours", objective=each) for each in OBJECTIVES]
     pure = "pure" if precision == "bf16" else "fp32"
     names = [f"dpo-batch-before-{pure}", f"dpo-rows-before-{pure}", f"dpo-batch-with-{pure}"]
-    names += [f"reward-batch-{pure}", f"reward-rows-{pure}"]
+    names += [f"reward-batch-{pure}", f"reward-rows-{pure}", f"grpo-batch-{pure}", f"grpo-groups-{pure}"]
     if precision == "bf16":
-        names += ["dpo-batch-before-autocast", "reward-batch-autocast"]
+        names += ["dpo-batch-before-autocast", "reward-batch-autocast", "grpo-batch-autocast"]
     theirs = [
-        PreferenceSetting(f"trl-{name}", "TRL", "trl", "trl_preference.py", name, objective=name.split("-")[0])
+        PreferenceSetting(f"trl-{name}", "TRL", "trl", _script(name), name, objective=name.split("-")[0])
         for name in names
     ]
     check = [
@@ -74,6 +98,10 @@ def settings_of(precision: str) -> list[PreferenceSetting]:
     return [*ours, *theirs, *check]
 
 
+def _script(setting: str) -> str:
+    return "trl_grpo.py" if setting.startswith("grpo") else "trl_preference.py"
+
+
 def precision_here() -> str:
     """bf16 if the processor multiplies in it, else fp32."""
     return "bf16" if {"AMX bf16", "AVX-512 bf16"} & set(machine()["instructions"]) else "fp32"
@@ -82,9 +110,14 @@ def precision_here() -> str:
 def recipe_of(setting: PreferenceSetting, work: Path, steps: int, precision: str) -> dict[str, Any]:
     """The same task as the peers': the rows of the steps in the file's order, constant rate, no held-out rows."""
     plan = json.loads((work / "plan.json").read_text())
-    rows = work / f"rows-{steps}.jsonl"
     lines = (work / "rows.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
-    rows.write_text("".join(lines[: steps * plan["rows_per_step"]]), encoding="utf-8")
+    if setting.objective == "grpo":
+        rows = work / f"prompts-{steps}.jsonl"
+        prompts = [{"prompt": json.loads(line)["prompt"]} for line in lines[: steps * GRPO_PROMPTS]]
+        rows.write_text("".join(json.dumps(each) + "\n" for each in prompts), encoding="utf-8")
+    else:
+        rows = work / f"rows-{steps}.jsonl"
+        rows.write_text("".join(lines[: steps * plan["rows_per_step"]]), encoding="utf-8")
     base: dict[str, Any] = {"path": str(work / "model")}
     if setting.objective == CHECK:
         base["adapter"] = str(work / "adapter")
@@ -123,11 +156,24 @@ def measure_once(setting: PreferenceSetting, work: Path, parameters: dict[str, A
             result = run_peer(setting, work, steps, out, {}, more)
     except RuntimeError as failure:
         return {"failed": str(failure)}
+    if setting.objective == "grpo":
+        return of_rollouts(result)
     plan = json.loads((work / "plan.json").read_text())
     expected = [sum(plan["tokens"][row] for row in rows) for rows in plan["steps"][:steps]]
     found = [step["tokens"] for step in result["steps"]]
     assert found == expected, f"{setting.name} trained on steps of {found} tokens in place of {expected}"
     return {**result, "pairs_per_step": plan["rows_per_step"]}
+
+
+def of_rollouts(result: dict[str, Any]) -> dict[str, Any]:
+    """GRPO's measurements: a step of ours is timed from event to event, so that sampling counts; the first step, which
+    has no event before it, is of the warmup. Its answers are the pairs."""
+    steps = result["steps"]
+    for step, seconds in zip(steps[1:], result.get("seconds_between_events", ()), strict=False):
+        step["seconds"] = seconds
+    if "seconds_between_events" in result:
+        result["description"] = "sampled by its own engine, prompts shared"
+    return {**result, "pairs_per_step": GRPO_PROMPTS * GRPO_GROUP}
 
 
 def measure(run: Path) -> None:

@@ -5,10 +5,16 @@ from pathlib import Path
 from typing import Any
 
 from generation_report import written
+from peers.measured import GRPO_GROUP, GRPO_PROMPTS, GRPO_TOKENS
 from train_speed_report import WARM_UP
 
 Result = dict[str, Any]
 LABELS = {"reference": "Llama, 125 M random weights", "smollm2": "SmolLM2-135M-Instruct"}
+
+GRPO_STEPS = (
+    f" A step of GRPO samples {GRPO_GROUP} answers of at most {GRPO_TOKENS} tokens to each of {GRPO_PROMPTS} prompts, "
+    "scores them and learns; all of that is timed, answers count as pairs, and tokens are those of prompts and answers."
+)
 
 
 def pairs_per_second(results: list[Result]) -> float:
@@ -108,7 +114,8 @@ def table(found: dict[str, Any]) -> str:
         + (f", settings in turn, on {_machine(computer)}" if computer else "")
         + f": {found['steps'] - found['warm_up']} steps after {found['warm_up']} of warmup in each of up to "
         f"{found['rounds']} rounds, with 95 % intervals over the rounds. The reference of the pairs counts, whether "
-        "computed before or in the steps. Tokens are those of prompt and both answers, the prompt once.",
+        "computed before or in the steps. Tokens are those of prompt and both answers, the prompt once."
+        + (GRPO_STEPS if any(each["objective"] == "grpo" for each in found["settings"]) else ""),
         "",
         "| | | pairs/s | tokens/s | Tunesmith is | peak memory | Tunesmith's part |",
         "|---|---|---:|---:|---:|---:|---:|",

@@ -178,9 +178,10 @@ class Body:
 @cache
 def _assigned(owner: type, name: str) -> type | None:
     """The class of `self.name`, from the only assignments that say so."""
+    classes = {each.__name__ for each in owner.__mro__}
     for member in members(owner).values():
         function = plain(member)
-        if function is None or function.__qualname__.partition(".")[0] != owner.__name__:
+        if function is None or function.__qualname__.partition(".")[0] not in classes:
             continue
         source = _source(function)
         for node in ast.walk(source):

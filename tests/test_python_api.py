@@ -104,7 +104,8 @@ def test_a_public_class_documents_its_fields_or_arguments(name: str) -> None:
 def test_raised_errors_are_found_in_what_a_function_calls() -> None:
     """The finder itself, on functions whose answer is known."""
     assert raises_user_error(plain(vars(tunesmith.Trainer)["save"]), tunesmith.Trainer)
-    assert raises_user_error(plain(vars(tunesmith.Model)["model"]), tunesmith.Model), "a property that loads"
+    loads = plain(inspect.getattr_static(tunesmith.Model, "model"))
+    assert raises_user_error(loads, tunesmith.Model), "a property that loads"
     assert raises_user_error(tunesmith.generate), "through load and a method of its result"
     assert not raises_user_error(tunesmith.embedded_base)
     assert not raises_user_error(tunesmith.list_bases)

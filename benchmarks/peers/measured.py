@@ -20,6 +20,7 @@ MAX_LENGTH = 1_024  # tokens
 SEED = 0
 VIRTUAL_TOKENS = 20
 BETA = 0.1
+GRPO_PROMPTS, GRPO_GROUP, GRPO_TOKENS = 4, 8, 64  # of a step: prompts, answers to each, and the most tokens of one
 
 STARTED = float(os.environ.get("BENCHMARK_STARTED", time.time()))
 """When the driver started this process, in seconds since the epoch."""

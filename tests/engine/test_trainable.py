@@ -298,6 +298,30 @@ def test_the_largest_batch_is_found_by_tokens_and_by_attention_scores() -> None:
     assert SCORES == 768
 
 
+def test_completions_that_cannot_share_their_prompt_count_with_a_copy_of_it() -> None:
+    """Two batches of 100 tokens: one row of a long prompt and four completions, and two rows of two completions."""
+    rows = []
+    for number, lengths in enumerate(((60, 10, 10, 10, 10), (10, 20, 20), (10, 20, 20)), 1):
+        at = np.arange(sum(lengths))
+        scores = (0.0,) * (len(lengths) - 1)
+        rows.append((np.zeros(len(at), np.int32), at >= lengths[0], Source("rows", number), None, (lengths, scores)))
+    found = {}
+    for method in ("lora", "prompt"):
+        recipe = Recipe.load(
+            {
+                "data": {"train": "rows.jsonl"},
+                "objective": "dpo",
+                "method": method,
+                "train": {"shuffle": False, "steps": 2, "tokens_per_step": 100},
+            }
+        )
+        plan = BatchPlan(recipe, TokenTable.build(reversed(rows)), 100)
+        assert [plan.layout(True).batches.step(step) for step in range(2)] == [[[0, 1]], [[2]]]
+        found[method] = [plan.layout(packed).largest_batch for packed in (True, False)]
+    assert found["lora"] == [[0, 1], [2]]  # 100 tokens each, of which the first is found; 4 × 70 with copies
+    assert found["prompt"] == [[2], [2]]
+
+
 def test_padded_batches_are_as_wide_as_their_longest_row() -> None:
     lengths = [40, 10, 10, 10, 90, 200, 60, 60, 60]
     layout = batch_plan(lengths, steps=5, tokens_per_step=70, tokens_per_batch=200).layout(False)

@@ -110,11 +110,11 @@ class BatchPlan:
             padded=not packed,
         )
         steps = train.steps or batches.steps_in(train.epochs or 1.0)
-        lengths = self.table.lengths.tolist()
+        documents = self._documents(packed)
         largest, largest_by_scores = (0.0, [0]), (0.0, [0])
         widths = set()
         for rows in (rows for step in range(steps) for rows in batches.step(step)):
-            row_lengths = [lengths[row] for row in rows]
+            row_lengths = [length for row in rows for length in documents[row]]
             tokens = width(row_lengths, batches.padded)
             widths.add(-(-tokens // WIDTH_STEP))
             largest = max(largest, (tokens, rows), key=itemgetter(0))
@@ -122,6 +122,15 @@ class BatchPlan:
             largest_by_scores = max(largest_by_scores, (tokens + pairs / SCORES, rows), key=itemgetter(0))
         evaluations = Evaluations.of(train, steps, batches.tokens_in(0, steps), self.held_out)
         return Layout(batches, steps, largest[1], largest_by_scores[1], frozenset(widths), evaluations, self.table)
+
+    def _documents(self, packed: bool) -> list[list[int]]:
+        """The lengths of the documents that each row is computed as: of completions that cannot share their prompt's
+        computation, each has a copy of it."""
+        completions = self.table.completions
+        if completions is None or (packed and not self.recipe.method.virtual_tokens):
+            return [[length] for length in self.table.lengths.tolist()]
+        rows = (completions.of(row)[0] for row in range(len(self.table)))
+        return [[shared + length for length in own] for shared, *own in rows]
 
     def _layout_of_rollouts(self, plan: RolloutPlan, packed: bool) -> Layout:
         """The layout of a run that trains on what it samples: the largest batch is of the longest prompts, with
