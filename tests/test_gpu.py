@@ -18,7 +18,7 @@ from tunesmith.inference.memory import step_bytes
 from tunesmith.inference.paged_model import PagedModel, Piece, paged_model
 from tunesmith.inference.request import Request
 from tunesmith.inference.sampling import Sampling
-from tunesmith.objectives.policy import PolicyConfig
+from tunesmith.objectives.policy_config import PolicyConfig
 from tunesmith.ops import cuda
 from tunesmith.ops.cross_entropy import OutputLayer, cross_entropy_reference, linear_cross_entropy
 from tunesmith.ops.document_attention import document_attention, document_attention_reference

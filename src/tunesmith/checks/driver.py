@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -27,13 +27,11 @@ from tunesmith.checks.subject import OF_RECIPES, Subject, of_files, of_recipe
 from tunesmith.checks.table import Table
 from tunesmith.checks.table_check import TableCheck
 from tunesmith.checks.word_runs import known_runs
+from tunesmith.config.recipe import Recipe
 from tunesmith.data.files import DataFile
 from tunesmith.data.workers import cores, in_order, workers
 from tunesmith.errors import UserError
 from tunesmith.run import Events, Subscriber
-
-if TYPE_CHECKING:
-    from tunesmith.config.recipe import Recipe
 
 ALONE = 1 << 21
 """Bytes up to which files are checked without worker processes."""
@@ -43,7 +41,7 @@ MANY = 50_000
 
 
 def check_data(
-    paths: "str | Path | Recipe | Sequence[str | Path]",
+    paths: str | Path | Recipe | Sequence[str | Path],
     *,
     only: Sequence[str] = (),
     skip: Sequence[str] = (),
@@ -83,12 +81,10 @@ def check_data(
     return _Run(subject, directory, names, lexicon, Events(*subscribers)).all()
 
 
-def _subject(paths: "str | Path | Recipe | Sequence[str | Path]", against: Sequence[str | Path]) -> Subject:
+def _subject(paths: str | Path | Recipe | Sequence[str | Path], against: Sequence[str | Path]) -> Subject:
     given: Any = paths if isinstance(paths, list | tuple) else [paths]
     if len(given) != 1 or (isinstance(given[0], str | Path) and Path(given[0]).suffix not in (".yaml", ".yml")):
         return of_files(given, against)
-    from tunesmith.config.recipe import Recipe
-
     return of_recipe(given[0] if isinstance(given[0], Recipe) else Recipe.load(given[0]), against)
 
 

@@ -271,12 +271,16 @@ def _source(module: str, root: Path) -> Path | None:
 
 @contextmanager
 def _searched(directory: Path) -> Iterator[None]:
-    """Search this directory too, last, for what a module beside the recipe imports."""
+    """Search this directory too, last, for what a module beside the recipe imports. Compiled modules are not written
+    into it: Python takes one for the current file if both were changed in the same second."""
+    writes_none = sys.dont_write_bytecode
+    sys.dont_write_bytecode = True
     sys.path.append(str(directory))
     try:
         yield
     finally:
         sys.path.remove(str(directory))
+        sys.dont_write_bytecode = writes_none
 
 
 def _parents(module: str) -> list[str]:

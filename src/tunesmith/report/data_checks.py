@@ -9,9 +9,9 @@ from rich.table import Table
 from rich.text import Text
 
 from tunesmith.checks.result import CheckResult, DataChecks
-from tunesmith.report.colors import BAD, GOOD, WARNING
+from tunesmith.report.colors import ALSO, BAD, GOOD, WARNING
 
-STYLES = {"error": f"bold {BAD}", "warning": f"bold {WARNING}", "note": "bold cyan"}
+STYLES = {"error": f"bold {BAD}", "warning": f"bold {WARNING}", "note": f"bold {ALSO}"}
 """By severity."""
 
 ORDER = tuple(STYLES)
