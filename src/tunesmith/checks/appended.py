@@ -65,9 +65,7 @@ def cut_to_complete(directory: Path) -> list[dict[str, Any]]:
     Returns:
         The entries of the complete parts.
     """
-    log = directory / PARTS
-    lines = log.read_bytes().splitlines(keepends=True) if log.exists() else []
-    complete = [line for line in lines if line.endswith(b"\n")]
+    complete = _complete(directory)
     entries = [json.loads(line) for line in complete]
     sizes = entries[-1]["sizes"] if entries else {}
     sizes[PARTS] = sum(map(len, complete))
@@ -75,3 +73,18 @@ def cut_to_complete(directory: Path) -> list[dict[str, Any]]:
         with path.open("r+b") as file:
             file.truncate(sizes.get(path.name, 0))
     return entries
+
+
+def entries_of(directory: Path) -> list[dict[str, Any]]:
+    """As `cut_to_complete`, without changing anything.
+
+    Args:
+        directory: of the files.
+    """
+    return [json.loads(line) for line in _complete(directory)]
+
+
+def _complete(directory: Path) -> list[bytes]:
+    log = directory / PARTS
+    lines = log.read_bytes().splitlines(keepends=True) if log.exists() else []
+    return [line for line in lines if line.endswith(b"\n")]

@@ -68,7 +68,7 @@ def check_data(
         UserError: a path does not exist, a file changes while it is read, or its rows are in no known format.
     """
     names = registry.selected(only, skip)
-    subject = _subject(paths, against)
+    subject = subject_of(paths, against)
     if subject.renders is None:
         names = [name for name in names if name not in OF_RECIPES]
     lexicon = read_lexicon(groups)
@@ -81,7 +81,15 @@ def check_data(
     return _Run(subject, directory, names, lexicon, Events(*subscribers)).all()
 
 
-def _subject(paths: str | Path | Recipe | Sequence[str | Path], against: Sequence[str | Path]) -> Subject:
+def subject_of(paths: str | Path | Recipe | Sequence[str | Path], against: Sequence[str | Path]) -> Subject:
+    """The files and rows that are checked.
+
+    Args:
+        paths, against: as `check_data` takes them.
+
+    Raises:
+        UserError: as of `check_data`.
+    """
     given: Any = paths if isinstance(paths, list | tuple) else [paths]
     if len(given) != 1 or (isinstance(given[0], str | Path) and Path(given[0]).suffix not in (".yaml", ".yml")):
         return of_files(given, against)

@@ -161,6 +161,6 @@ PERSONAL_DATA = RowCheck(
     name="personal_data",
     title="Personal data",
     severity="warning",
-    advice="Replace it with pseudonyms (`tunesmith data clean --mask`), or remove the rows: a model can repeat it.",
+    advice="Replace it with pseudonyms, as `tunesmith data clean` does, or remove the rows: a model can repeat it.",
     find=_find,
 )

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tunesmith.checks.appended import Appended, cut_to_complete
+from tunesmith.checks.appended import Appended, cut_to_complete, entries_of
 from tunesmith.checks.inputs import Input
 from tunesmith.checks.near_runs import Sets
 from tunesmith.checks.scan import Part
@@ -51,6 +51,16 @@ class Table:
     groups: tuple[tuple[str, str], ...] = ()
     _files: list[str] = field(default_factory=list)
     _firsts: list[int] = field(default_factory=list)
+
+    @property
+    def rows_by_file(self) -> dict[str, int]:
+        """Well-formed rows of each file that is checked."""
+        firsts = np.array([*self._firsts, self.given + self.records])
+        counts: Counter[str] = Counter()
+        for file, first, end in zip(self._files, firsts, firsts[1:], strict=False):
+            if first >= self.given:
+                counts[file] += int(end - first)
+        return dict(counts)
 
     def column(self, name: str) -> NDArray[Any]:
         """A column of the rows that are checked, in memory: (records,).
@@ -138,6 +148,18 @@ class Table:
         path = self.directory / f"{name}.bin"
         is_there = path.exists() and path.stat().st_size
         return np.memmap(path, np.uint32, "r") if is_there else np.empty(0, np.uint32)
+
+    @classmethod
+    def read(cls, directory: Path) -> "Table":
+        """The table of a check that is done, only to be read.
+
+        Args:
+            directory: of the columns and marks.
+        """
+        table = cls(directory)
+        for entry in entries_of(directory):
+            table._count(entry)
+        return table
 
     @classmethod
     def open(cls, directory: Path) -> "Table":

@@ -39,6 +39,9 @@ def check(
         int | None, typer.Option(help="Rows to list of each check. Default: 3, with --json 10,000.", min=0)
     ] = None,
     cache: Annotated[bool, typer.Option(help="Use what is known of the same content.")] = True,
+    report: Annotated[
+        Path | None, typer.Option(help="Also write an HTML page: figures, and marked rows in their place.")
+    ] = None,
     strict: Annotated[
         bool, typer.Option("--strict", help="Exit code 3 if a check of severity error marks rows.")
     ] = False,
@@ -69,6 +72,8 @@ def check(
             subscribers=[progress],
             cache=cache,
         )
+    if report is not None:
+        _write_page(report, found, subject, against or [], paths)
     if as_json:
         _print_json(found, ROWS_OF_JSON if rows is None else rows)
     else:
@@ -82,6 +87,14 @@ def _print_json(found: "DataChecks", most: int) -> None:
     for result in found.results:
         if result.count > most:
             typer.echo(f"{result.name}: {most:,} of {result.count:,} rows are listed; --rows lists more.", err=True)
+
+
+def _write_page(path: Path, found: "DataChecks", subject: Any, against: list[str], what: list[str]) -> None:
+    from tunesmith.checks.driver import subject_of
+    from tunesmith.report.data_checks_page import write_checks_page
+
+    checked = subject_of(subject, against)
+    typer.echo(f"Wrote {write_checks_page(path, found, checked.files, checked.others, what)}.", err=True)
 
 
 def _with_base(paths: list[str], base: str) -> Any:

@@ -42,7 +42,7 @@ def print_checks(console: Console, found: DataChecks, most: int, what: Sequence[
     if clean:
         console.print(f"\n[bold {GOOD}]Nothing found[/] by {', '.join(clean)}.")
     console.print("\n[bold]Next[/]")
-    for command in _next(marked, " ".join(what)):
+    for command in next_commands(marked, " ".join(what)):
         console.print(f"  {command}", markup=False, soft_wrap=True)
 
 
@@ -103,7 +103,15 @@ def _shortener(files: Sequence[str]) -> Callable[[str], str]:
     return lambda text: text.replace(f"{files[0]} row ", "row ")
 
 
-def _next(marked: Sequence[CheckResult], what: str) -> list[str]:
+def next_commands(marked: Sequence[CheckResult], what: str) -> list[str]:
+    """What to run next.
+
+    Args:
+        marked: checks that marked rows.
+        what: was checked, as the user named it.
+    """
     names = ",".join(result.name for result in marked)
     commands = [f"tunesmith data check {what} --only {names} --rows 20"] if marked else []
+    if marked:
+        commands.append(f"tunesmith data clean {what} --output clean.jsonl")
     return [*commands, f"tunesmith data show {what.split()[0]}"]

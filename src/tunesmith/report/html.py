@@ -91,13 +91,14 @@ def write_evaluation_page(directory: Path) -> Path:
     return fill_page(PAGE, directory, shown)
 
 
-def fill_page(template: str, directory: Path, shown: dict[str, Any]) -> Path:
-    """Fill a page, and write it as `report.html`.
+def fill_page(template: str, directory: Path, shown: dict[str, Any], name: str = "report.html") -> Path:
+    """Fill a page, and write it.
 
     Args:
         template: a file of this package.
         directory: of the page.
         shown: the template's variables.
+        name: of the page.
 
     Returns:
         The path of the page.
@@ -108,7 +109,7 @@ def fill_page(template: str, directory: Path, shown: dict[str, Any]) -> Path:
     pages = Environment(
         loader=PackageLoader("tunesmith.report", "."), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
-    path = directory / "report.html"
+    path = directory / name
     with writing(path), atomic_write(path) as file:
         file.write(pages.get_template(template).render(**shown))
     return path

@@ -1,4 +1,4 @@
-"""The option of `tunesmith data check` for words of the user's own."""
+"""The options of `tunesmith data check` for words of the user's own and for a page."""
 
 import json
 from pathlib import Path
@@ -23,3 +23,13 @@ def test_own_words_for_groups_are_looked_for(tmp_path: Path, monkeypatch: pytest
         for more in ([], ["--groups", "own.yaml"])
     ]
     assert counts == [0, 60]
+
+
+@shows("tunesmith data check --report")
+def test_the_command_writes_the_page_beside_its_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TUNESMITH_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    Path("rows.jsonl").write_text(json.dumps({"question": "Is it?", "answer": "It is."}) + "\n")
+    done = CliRunner().invoke(app, ["data", "check", "rows.jsonl", "--report", "out.html", "--json"])
+    assert json.loads(done.stdout)["rows"] == 1
+    assert "Data checks of rows.jsonl" in Path("out.html").read_text(encoding="utf-8")
