@@ -22,6 +22,7 @@ def init(
 ) -> None:
     """Look at the data and write a recipe, with the reason for each value."""
     from tunesmith.data.files import find
+    from tunesmith.data.reading.paired import partner_of
 
     find(data, Path.cwd())  # a path that is not there is refused before large libraries are imported
     with quick_imports():
@@ -33,6 +34,10 @@ def init(
         f"{seen.rows:,} rows in the format {seen.format}. Sampled rows have a median of {seen.median_length:,} tokens; "
         f"the longest has {int(seen.lengths.max()):,}."
     )
+    for path in map(Path, data):
+        if path.suffix == ".txt" and path.is_file() and (both := partner_of(path)) is not None:
+            line = f"{path} has as many lines as another file. If line n of both belong together, name '{both}'."
+            console.print(line, style=WARNING, markup=False, soft_wrap=True)
     for line in _left_out(seen):
         console.print(line, style=WARNING, markup=False, soft_wrap=True)
     console.print(f"Wrote {output}. Next: tunesmith train {output}", soft_wrap=True)

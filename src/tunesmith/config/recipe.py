@@ -251,9 +251,11 @@ class Recipe(Strict):
 
     def _with_absolute_paths(self, directory: Path) -> "Recipe":
         def absolute(path: str) -> str:
+            if path.startswith("sqlite:///"):
+                return _absolute_database(path, directory)
             for root in (directory, Path.cwd()):
                 candidate = (root / Path(path).expanduser()).absolute()
-                if candidate.exists() or (any(c in path for c in "*?[") and candidate.parent.exists()):
+                if candidate.exists() or (any(c in path for c in "*?[{") and candidate.parent.exists()):
                     return str(candidate)
             return path
 
@@ -279,6 +281,14 @@ class Recipe(Strict):
         )
         objective = self.objective.with_absolute_paths(absolute)
         return self.model_copy(update={"data": data, "base": base, "objective": objective})
+
+
+def _absolute_database(url: str, directory: Path) -> str:
+    """`sqlite:///FILE#QUERY`, with the file's path from the root if it is beside the recipe."""
+    prefix, _, rest = url.partition("///")
+    name, mark, query = rest.partition("#")
+    file = (directory / name).absolute()
+    return f"{prefix}///{file}{mark}{query}" if file.is_file() else url
 
 
 def _by_kind(value: Any, registry: Registry, base: type[Strict], directory: Path | None) -> Any:

@@ -12,6 +12,7 @@ from typing import IO
 from tunesmith.data.hub import HubDataSet
 from tunesmith.data.reading.looks_like import looks_like
 from tunesmith.data.reading.opened import COMPRESSED, extension_of
+from tunesmith.data.reading.paired import PairedLines, expanded
 from tunesmith.data.reading.remote import RemoteFile, is_remote
 from tunesmith.data.reading.sql import DATABASES, SqlQuery
 from tunesmith.errors import UserError
@@ -72,7 +73,7 @@ class DataFile:
         return self.path.open("rb")
 
 
-Found = DataFile | RemoteFile | SqlQuery | HubDataSet
+Found = DataFile | PairedLines | RemoteFile | SqlQuery | HubDataSet
 """What rows are read from."""
 
 
@@ -111,12 +112,28 @@ def _find_one(given: str, base_dir: Path) -> Iterator[Found]:
         yield from _in_directory(path, given, base_dir)
     elif path.exists():
         yield _file(path, given, base_dir, is_named=True)
+    elif names := _existing(expanded(given), base_dir):
+        yield _paired(given, names, base_dir)
     elif glob.has_magic(given):
         yield from _by_glob(path, given, base_dir)
     elif _may_be_on_the_hub(given, path):
         yield HubDataSet.parse(given)
     else:
         raise UserError(f"{given}: no such file or directory.{_nearest(path, base_dir)}")
+
+
+def _existing(names: Sequence[tuple[str, str]] | None, base_dir: Path) -> Sequence[tuple[str, str]]:
+    """The names, if there is a file of each."""
+    return names if names and all((base_dir / Path(name).expanduser()).exists() for name, _ in names) else ()
+
+
+def _paired(given: str, names: Sequence[tuple[str, str]], base_dir: Path) -> PairedLines:
+    """Text files whose lines belong together."""
+    files = tuple(_file(base_dir / Path(name).expanduser(), name, base_dir, is_named=True) for name, _ in names)
+    if any(file.extension in (*TABLES, *DOCUMENTS) for file in files):
+        raise UserError(f"{given}: only lines of text files (.txt) are put together. Name these files one by one.")
+    shown = _shown(base_dir / Path(given).expanduser(), base_dir)
+    return PairedLines(shown, files, tuple(file.path for file in files), tuple(column for _, column in names))
 
 
 def _elsewhere(given: str, base_dir: Path) -> Iterator[RemoteFile | SqlQuery]:

@@ -18,6 +18,7 @@ from tunesmith.data.reading.delimited import read_delimited
 from tunesmith.data.reading.json_file import read_json
 from tunesmith.data.reading.json_lines import read_json_lines
 from tunesmith.data.reading.opened import BOM, opened, plain_errors
+from tunesmith.data.reading.paired import PairedLines
 from tunesmith.data.reading.parquet import read_parquet
 from tunesmith.data.reading.remote import RemoteFile
 from tunesmith.data.reading.sql import SqlQuery
@@ -71,9 +72,10 @@ def identity(file: Found) -> str:
         case DataFile():
             with plain_errors(file):
                 return file_sha256(file.path)
-        case SqlQuery():
-            return file.fingerprint()
-        case RemoteFile():
+        case PairedLines():
+            with plain_errors(file.files[0]):
+                return file.fingerprint()
+        case SqlQuery() | RemoteFile():
             return file.fingerprint()
     return f"commit:{hub.commit(file)}"
 
@@ -105,7 +107,7 @@ def read_one(file: Found) -> Iterator[Row | Malformed]:
             return _unchanged(file)
         case RemoteFile():
             return _read_file(file)
-        case SqlQuery():
+        case SqlQuery() | PairedLines():
             return file.rows()
     return _read_hub(file)
 

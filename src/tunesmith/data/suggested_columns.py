@@ -48,7 +48,10 @@ def suggested(rows: Sequence[Row]) -> list[Suggestion]:
     """
     values = _values(rows)
     by_name = _by_name(list(values))
-    texts = [column for column in values if _is_text(column, values[column])]
+    wordy = [column for column in values if _has_words(column, values[column])]
+    texts = [column for column in wordy if len(set(map(str, values[column]))) * 2 > len(values[column])]
+    if len(values) == len(wordy) == 2:
+        texts = wordy
     labels = [column for column in values if column not in texts and _is_label(column, values[column])]
     found = [*by_name, *(_of_texts(texts, values)), *(_of_labels(texts, labels))]
     if texts:
@@ -108,10 +111,10 @@ def _of_labels(texts: Sequence[str], labels: Sequence[str]) -> list[Suggestion]:
     return [Suggestion(columns, "texts with classes", ", objective: {kind: classification}")]
 
 
-def _is_text(column: str, values: Sequence[Any]) -> bool:
-    """Whether most values are several words, and differ."""
+def _has_words(column: str, values: Sequence[Any]) -> bool:
+    """Whether most values are several words."""
     words = [value for value in values if isinstance(value, str) and len(value.split()) > 2]
-    return not _NO_TEXT.search(column) and len(words) * 2 > max(1, len(values)) and len(set(words)) * 2 > len(words)
+    return not _NO_TEXT.search(column) and len(words) * 2 > max(1, len(values))
 
 
 def _is_label(column: str, values: Sequence[Any]) -> bool:

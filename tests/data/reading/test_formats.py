@@ -15,8 +15,10 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from tunesmith.config.recipe import Recipe
 from tunesmith.data.example import Malformed
 from tunesmith.data.read import Row, fingerprint, read
+from tunesmith.data.reading.paired import partner_of
 from tunesmith.errors import UserError
 
 ROWS = [{"question": f"Wie heißt {n}?", "answer": f"Zeile {n}"} for n in range(1, 4)]
@@ -123,6 +125,31 @@ def test_parquet_values_that_python_has_no_type_for_are_texts(tmp_path: Path) ->
         rows_of(tmp_path, "double.parquet")
 
 
+# Lines that belong together
+
+
+def test_lines_of_files_in_braces_are_rows_and_columns_are_what_differs(tmp_path: Path) -> None:
+    (tmp_path / "dev.de.txt").write_bytes("Größe\r\n\nzwei\n".encode())
+    (tmp_path / "dev.en.txt").write_bytes(b"size\n\ntwo")
+    rows = list(read(["dev.{de,en}.txt"], tmp_path))
+    assert [(str(row.source), row.values) for row in rows if isinstance(row, Row)] == [
+        ("dev.{de,en}.txt row 1", {"de": "Größe", "en": "size"}),
+        ("dev.{de,en}.txt row 3", {"de": "zwei", "en": "two"}),
+    ]
+    before = fingerprint(["dev.{de,en}.txt"], tmp_path)
+    (tmp_path / "dev.en.txt").write_bytes(b"size\n")
+    assert fingerprint(["dev.{de,en}.txt"], tmp_path) != before
+    with pytest.raises(UserError, match=r"dev\.en\.txt ends after line 1 and another one does not"):
+        rows_of(tmp_path, "dev.{de,en}.txt")
+
+
+def test_a_file_beside_with_as_many_lines_is_found(tmp_path: Path) -> None:
+    for name, lines in (("dev.de.txt", 3), ("dev.en.txt", 3), ("test.en.txt", 3), ("dev.fr.txt", 4)):
+        (tmp_path / name).write_text("line\n" * lines)
+    assert partner_of(tmp_path / "dev.de.txt") == str(tmp_path / "dev.{de,en}.txt")
+    assert partner_of(tmp_path / "dev.fr.txt") is None
+
+
 # Queries
 
 
@@ -150,6 +177,13 @@ def test_a_query_and_a_table_give_rows(database: str, tmp_path: Path) -> None:
     with sqlite3.connect(tmp_path / "faq.db") as connection:
         connection.execute("UPDATE faq SET answer = 'other'")
     assert fingerprint([query], tmp_path) != before
+
+
+def test_a_database_is_looked_up_beside_the_recipe(database: str, tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text(f"data:\n  train: {database}#SELECT question, answer FROM faq\n")
+    (path,) = Recipe.load(tmp_path / "recipe.yaml").data.train
+    assert path == f"sqlite:///{tmp_path / 'faq.db'}#SELECT question, answer FROM faq"
+    assert len(rows_of(Path("/"), path)) == 3
 
 
 @pytest.mark.parametrize(
