@@ -94,6 +94,7 @@ def convert(
 
 def _recipe(source: str, base: str, overrides: list[str]) -> "Recipe":
     from tunesmith.config.recipe import Recipe
+    from tunesmith.config.yaml_text import set_field
     from tunesmith.data.format_detection import objective_of_file
 
     if source.endswith((".yaml", ".yml")):
@@ -102,9 +103,12 @@ def _recipe(source: str, base: str, overrides: list[str]) -> "Recipe":
         return Recipe.load(Path(source, "recipe.yaml"), overrides)
     values: dict[str, Any] = {"base": base, "data": {"train": source}}
     if not any(override.startswith("objective") for override in overrides):
-        of_data = [override for override in overrides if override.startswith(("data.columns", "data.format"))]
-        data = Recipe.load(values, of_data).data
-        values["objective"] = {"kind": objective_of_file(data.train, data.columns, data.format)}
+        given: dict[str, Any] = {"data": {}}
+        for override in overrides:
+            if override.startswith(("data.columns", "data.format")):
+                set_field(given, override)
+        columns, format = given["data"].get("columns"), given["data"].get("format", "auto")
+        values["objective"] = {"kind": objective_of_file([source], columns, format)}
     return Recipe.load(values, overrides)
 
 
