@@ -11,7 +11,9 @@ from curated import read, sentence, write
 
 from tunesmith.curation.clean import Cleaned, data_clean
 from tunesmith.curation.restore import data_restore
+from tunesmith.curation.sample import data_sample
 from tunesmith.curation.verdicts import digest_of_line
+from tunesmith.data.read import read as data_read
 from tunesmith.errors import UserError
 
 IBAN = "DE89 3704 0044 0532 0130 00"
@@ -197,3 +199,12 @@ def test_a_file_that_was_edited_or_has_no_ledger_is_not_restored(dirty: Path, tm
     found.ledger.write_text(found.ledger.read_text().splitlines()[0])
     with pytest.raises(UserError, match="is no ledger that tunesmith data clean wrote, or its end is missing"):
         data_restore(found.file, tmp_path / "again.jsonl")
+
+
+def test_a_directory_of_cleaned_files_is_read_without_their_ledgers(dirty: Path, tmp_path: Path) -> None:
+    found = data_clean(dirty, tmp_path / "cleaned" / "clean.jsonl")
+    data_sample(found.file, 2, tmp_path / "cleaned" / "sample.jsonl")
+    assert len(list(tmp_path.glob("cleaned/*.js*"))) == 4
+    for path in (tmp_path / "cleaned", f"{tmp_path}/cleaned/*.json*"):
+        rows = list(data_read([str(path)], tmp_path))
+        assert {Path(row.source.file).name for row in rows} == {"clean.jsonl", "sample.jsonl"}

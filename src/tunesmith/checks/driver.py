@@ -41,7 +41,7 @@ MANY = 50_000
 
 
 def check_data(
-    paths: str | Path | Recipe | Sequence[str | Path],
+    paths: str | Path | Recipe | Subject | Sequence[str | Path],
     *,
     only: Sequence[str] = (),
     skip: Sequence[str] = (),
@@ -53,7 +53,8 @@ def check_data(
     """Check data: what is wrong, and in which rows.
 
     Args:
-        paths: files, directories, globs or hub data sets; or a recipe, whose held-out rows are compared with.
+        paths: files, directories, globs or hub data sets; or a recipe, whose held-out rows are compared with; or both
+            sides as they are, and then `against` does not count.
         only: names of checks; empty for all.
         skip: names of checks to leave out.
         against: held-out files or benchmarks that the rows must not have anything in common with.
@@ -81,7 +82,7 @@ def check_data(
     return _Run(subject, directory, names, lexicon, Events(*subscribers)).all()
 
 
-def subject_of(paths: str | Path | Recipe | Sequence[str | Path], against: Sequence[str | Path]) -> Subject:
+def subject_of(paths: str | Path | Recipe | Subject | Sequence[str | Path], against: Sequence[str | Path]) -> Subject:
     """The files and rows that are checked.
 
     Args:
@@ -90,6 +91,8 @@ def subject_of(paths: str | Path | Recipe | Sequence[str | Path], against: Seque
     Raises:
         UserError: as of `check_data`.
     """
+    if isinstance(paths, Subject):
+        return paths
     given: Any = paths if isinstance(paths, list | tuple) else [paths]
     if len(given) != 1 or (isinstance(given[0], str | Path) and Path(given[0]).suffix not in (".yaml", ".yml")):
         return of_files(given, against)

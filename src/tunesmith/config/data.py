@@ -1,7 +1,7 @@
 """The `data` section of a recipe: where the rows come from, and how they become tokens."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
@@ -76,6 +76,11 @@ class Data(Strict):
     """Check the rows before the first step, with these checks of `tunesmith data check`, or all of them (`true`). A row
     marked by one of severity error stops the run before it starts; one marked by another is a warning. Off: training
     only refuses what it cannot render. See docs/data-checks.md."""
+
+    clean: bool | dict[str, Literal["drop", "keep", "fix", "mask"]] = False
+    """Clean the training rows before the first step, as `tunesmith data clean` does: with its defaults (`true`), or
+    with other actions by check (`{truncated_answers: keep}`). Held-out paths are not cleaned; training rows that are
+    also in them are dropped. The cleaned file and its ledger stay in `cleaned/`. See docs/data-cleaning.md."""
 
     cache: bool = True
     """Cache the tokenized rows for the next run. The cache key covers everything that determines them."""

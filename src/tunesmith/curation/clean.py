@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.checks.driver import check_data
+from tunesmith.checks.inputs import inputs
 from tunesmith.checks.mask import find_sensitive
 from tunesmith.checks.result import DataChecks
+from tunesmith.checks.subject import Subject, of_files
 from tunesmith.curation.changing import fixed, has_positions, line_of_values, masked, relabeled
 from tunesmith.curation.ledger import Entry, Writer, ledger_path
 from tunesmith.curation.marked import Marks, Reason, Representatives
@@ -116,7 +118,7 @@ def data_clean(
     chosen = policy(actions or {})
     opinions = read_verdicts(verdicts)
     rows = Rows(paths, subscribers)
-    checks = check_data(rows.paths, only=list(chosen), against=against, subscribers=subscribers)
+    checks = check_data(_subject(rows, against), only=list(chosen), subscribers=subscribers)
     settings = {
         "actions": chosen, "against": [str(path) for path in against], "verdicts": [str(path) for path in verdicts],
         "keep_secrets": keep_secrets,
@@ -140,6 +142,12 @@ def data_clean(
          for name, action in chosen.items() if name in checks],
         dict(cleaning.heard), cleaning.hidden,
     )  # fmt: skip
+
+
+def _subject(rows: Rows, against: Sequence[str | Path]) -> Subject:
+    """The rows as they are read here."""
+    data, others = rows.data, of_files([], against).others
+    return Subject(tuple(inputs(rows.paths, Path.cwd(), data.format, rows.formats or (), data.columns)), others)
 
 
 def _most(dropped: Mapping[str, int]) -> str:

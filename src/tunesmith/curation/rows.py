@@ -15,6 +15,7 @@ from typing import IO, Any
 
 from tunesmith.checks.record import Record, record_of
 from tunesmith.config.data import Data
+from tunesmith.config.recipe import Recipe
 from tunesmith.data.example import Example, Malformed, Source
 from tunesmith.data.files import DataFile, find
 from tunesmith.data.format_detection import chosen_format, format_of_rows
@@ -33,7 +34,7 @@ LINES = (".jsonl", ".ndjson")
 
 SPACE = b" \t\r\n\v\f"
 
-Paths = str | Path | Sequence[str | Path]
+Paths = str | Path | Recipe | Sequence[str | Path]
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,10 +100,7 @@ class Rows:
     """
 
     def __init__(self, paths: Paths, subscribers: Sequence[Subscriber] = ()) -> None:
-        given = [str(path) for path in ([paths] if isinstance(paths, str | Path) else paths)]
-        if not given:
-            raise UserError("There is nothing to read. Name a file, or a recipe.")
-        self.data, self._formats = _data_of(given)
+        self.data, self.formats = _data_of(paths)
         self._events = Events(*subscribers)
         self._files = {each.shown: each for each in find(self.data.train, Path.cwd()) if isinstance(each, DataFile)}
         self._marks = self._stamps()
@@ -123,9 +121,9 @@ class Rows:
     def format(self) -> str:
         """The row format: the recipe's, or detected from the first rows."""
         first = [row for row in islice(read(self.paths, Path.cwd()), DETECT_ROWS) if isinstance(row, Row)]
-        if self._formats is None:
+        if self.formats is None:
             return format_of_rows(first)
-        return chosen_format(first, self.data.format, self._formats, self.data.columns)
+        return chosen_format(first, self.data.format, self.formats, self.data.columns)
 
     def items(self, what: str = "reading") -> Iterator[Item]:
         """All rows, in order.
@@ -286,11 +284,14 @@ def _plain(value: Any, source: Source) -> Any:
     return value
 
 
-def _data_of(paths: Sequence[str]) -> tuple[Data, Sequence[str] | None]:
+def _data_of(paths: Paths) -> tuple[Data, Sequence[str] | None]:
     """How the paths are read, and the formats that the recipe's objective accepts, if there is a recipe."""
-    if len(paths) > 1 or Path(paths[0]).suffix not in (".yaml", ".yml"):
-        return Data(train=list(paths)), None
-    from tunesmith.config.recipe import Recipe
-
-    recipe = Recipe.load(Path(paths[0]))
-    return recipe.data, recipe.objective.formats
+    recipe = paths if isinstance(paths, Recipe) else None
+    given = [str(path) for path in ([paths] if isinstance(paths, str | Path) else paths)] if recipe is None else []
+    if recipe is None and len(given) == 1 and Path(given[0]).suffix in (".yaml", ".yml"):
+        recipe = Recipe.load(Path(given[0]))
+    if recipe is not None:
+        return recipe.data, recipe.objective.formats
+    if not given:
+        raise UserError("There is nothing to read. Name a file, or a recipe.")
+    return Data(train=given), None

@@ -73,6 +73,9 @@ class DataFile:
         return self.path.open("rb")
 
 
+SIDECARS = (".origin.json", ".ledger.jsonl", ".verdicts.jsonl")
+"""Ends of names of files that `tunesmith data` writes beside others."""
+
 Found = DataFile | PairedLines | RemoteFile | SqlQuery | HubDataSet
 """What rows are read from."""
 
@@ -179,6 +182,15 @@ def _in_directory(directory: Path, given: str, base_dir: Path) -> Iterator[DataF
         yield _file(path, given, base_dir, is_named=False)
 
 
+def is_sidecar(name: str) -> bool:
+    """Whether a file says where another file's rows come from, so that its own rows are no data.
+
+    Args:
+        name: of the file.
+    """
+    return name.endswith(SIDECARS)
+
+
 def _walk(directory: Path) -> Iterator[Path]:
     """Files at all levels, sorted by path, without hidden ones. Links to directories are followed, except to one that
     they are in."""
@@ -187,12 +199,12 @@ def _walk(directory: Path) -> Iterator[Path]:
         within = {real, *real.parents, *(parent.resolve() for parent in here.parents)}
         visible = sorted(name for name in directories if not name.startswith("."))
         directories[:] = [name for name in visible if Path(root, name).resolve() not in within]
-        yield from (Path(root, name) for name in sorted(files) if not name.startswith("."))
+        yield from (Path(root, name) for name in sorted(files) if not name.startswith(".") and not is_sidecar(name))
 
 
 def _by_glob(pattern: Path, given: str, base_dir: Path) -> Iterator[DataFile]:
     matches = sorted(Path(match) for match in glob.glob(str(pattern), recursive=True))
-    files = [match for match in matches if match.is_file()]
+    files = [match for match in matches if match.is_file() and not is_sidecar(match.name)]
     if not files:
         fixed = Path(*[part for part in pattern.parts if not glob.has_magic(part)])
         hint = f" {_shown(fixed, base_dir)} is there." if fixed.is_dir() else _nearest(fixed, base_dir)

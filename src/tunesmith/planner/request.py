@@ -12,6 +12,7 @@ import torch
 from tunesmith.config.method import MethodConfig, with_defaults
 from tunesmith.config.recipe import Recipe
 from tunesmith.config.registry import DEFAULT_METHOD, METHODS, config_classes
+from tunesmith.curation.in_recipe import cleaned_recipe
 from tunesmith.data.prepare import prepare, resolve, training_rows
 from tunesmith.data.tokens import TokenTable
 from tunesmith.engine.batch_plan import BatchPlan
@@ -105,6 +106,7 @@ def batch_plan_of(recipe: Recipe) -> BatchPlan:
             BatchPlan.of(resolved, rows_like(resolved.objective, [length] * count)),
             known=recipe.train.steps is not None,
         )
+    recipe, _ = cleaned_recipe(recipe)
     resolved = cap_max_length(resolve(recipe))
     try:
         tokenizer = load_tokenizer(resolved.base)

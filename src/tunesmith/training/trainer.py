@@ -23,6 +23,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from tunesmith.checks.before_training import check_before_training
 from tunesmith.config.extensions import UsersCodeError, copy_code, failures_named
 from tunesmith.config.recipe import Recipe
+from tunesmith.curation.in_recipe import cleaned_recipe
 from tunesmith.data.batch import Batch
 from tunesmith.data.cache import tokenizer_fingerprint
 from tunesmith.data.prepare import Prepared, prepare, resolve
@@ -81,8 +82,9 @@ class Trainer:
         """Prepare the rows, create the directory and build the loop."""
         check_base_kind(requested.base, requested.objective)
         started = time.perf_counter()
+        requested, said = cleaned_recipe(requested, subscribers)
         resolved = cap_max_length(resolve(requested))
-        warnings = check_before_training(resolved, subscribers)
+        warnings = said + check_before_training(resolved, subscribers)
         tokenizer = load_tokenizer(resolved.base)
         fingerprint = tokenizer_fingerprint(tokenizer)
         prepared = prepare(resolved, tokenizer)
