@@ -156,19 +156,20 @@ def to_the_end(rows: Iterator[Row | Malformed], name: str, first: int) -> Iterat
 
 def _input(file: Found, format: str, formats: Sequence[str], columns: Mapping[str, str]) -> Input:
     if not isinstance(file, DataFile):
-        return Input(file, None, identity(file), _layout(file, format, formats, columns))
+        return Input(file, None, identity(file), _layout(read_one(file), format, formats, columns))
     try:
         found = fingerprint(file.path, has_lines=file.extension in LINES and not file.compression)
     except OSError as error:
         raise UserError(f"{file.shown} cannot be read: {error.strerror or error}.") from error
-    return Input(file, found, found.sha256, _layout(file, format, formats, columns))
+    rows = read_lines(file, 0, found.size, 1) if found.chunks else read_one(file)
+    return Input(file, found, found.sha256, _layout(rows, format, formats, columns))
 
 
-def _layout(file: Found, format: str, formats: Sequence[str], columns: Mapping[str, str]) -> Layout:
+def _layout(rows: Iterator[Row | Malformed], format: str, formats: Sequence[str], columns: Mapping[str, str]) -> Layout:
     """The format of the first rows that can be read. A file without any is reported row by row."""
     first: list[Row] = []
     with suppress(UserError):  # it is reported with the row at which it breaks off
-        first.extend(row for row in islice(read_one(file), DETECT_ROWS) if isinstance(row, Row))
+        first.extend(row for row in islice(rows, DETECT_ROWS) if isinstance(row, Row))
     return Layout(_format(first, format, formats, columns) if first else "", columns)
 
 
