@@ -11,7 +11,9 @@ from safetensors.torch import load_file
 
 import tunesmith
 from tunesmith import Trainer
+from tunesmith.config.recipe import Recipe
 from tunesmith.errors import UserError
+from tunesmith.planner.request import batch_plan_of
 from tunesmith.run import PIPELINE_FILE
 
 
@@ -96,6 +98,35 @@ def test_a_resumed_trainer_continues_at_its_checkpoint(recipe: dict[str, Any], t
     assert same(weights(tmp_path / "part"), weights(tmp_path / "whole"))
     with pytest.raises(UserError, match="has finished"):
         Trainer.resume(tmp_path / "part")
+
+
+@pytest.mark.parametrize(
+    "order", ["by_source", *(pytest.param(order, marks=pytest.mark.long) for order in ("as_drawn", "by_length"))]
+)
+def test_a_resumed_run_of_a_mix_reaches_the_same_bits_and_is_planned_as_it_runs(
+    order: str, recipe: dict[str, Any], tmp_path: Path
+) -> None:
+    text = tmp_path / "general.txt"
+    text.write_text("A general sentence. " * 90, encoding="utf-8")
+    paths = recipe["data"]["train"]
+    mix = {"task": {"paths": paths, "epochs": 1.5}, "text": {"paths": str(text), "share": 0.2, "epochs": 9}}
+    data = {**{name: value for name, value in recipe["data"].items() if name != "train"}, "mix": mix}
+    mixed = {**recipe, "data": {**data, "order": order, "cache": False, "max_length": 64}}
+    tunesmith.train(mixed, tmp_path / "whole")
+    with Trainer(mixed, tmp_path / "part") as trainer:
+        trainer.step()
+        trainer.checkpoint()
+        trainer.step()  # lost, and done again
+    with Trainer.resume(tmp_path / "part") as trainer:
+        assert trainer.fit().finished
+    assert same(weights(tmp_path / "part"), weights(tmp_path / "whole"))
+    events = tunesmith.Run(tmp_path / "whole").events()
+    (counts,) = (event["sources"] for event in events if event["event"] == "data")
+    assert [source["name"] for source in counts] == ["task", "text"]
+    steps = [event for event in events if event["event"] == "step"]
+    assert all(sum(step["loss_tokens_by_source"].values()) == step["loss_tokens"] for step in steps)
+    planned = batch_plan_of(Recipe.load(mixed)).layout(True)
+    assert planned.tokens_in(0, len(steps)) == sum(step["tokens"] for step in steps)
 
 
 def test_rows_of_ones_own_have_the_loss_and_gradients_of_the_same_rows_in_the_data(
