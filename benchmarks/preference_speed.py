@@ -44,7 +44,7 @@ MODELS = {
     "reference": "reference",
     "smollm2": str(Path.home() / ".cache" / "tunesmith" / "bases" / "smollm2-135m-instruct"),
 }
-SHORT = {"function": "length", "options": {"maximum": 1, "margin": 1000, "unit": "characters"}}
+SHORT = {"function": "length", "options": {"maximum": 1000, "margin": 999, "unit": "characters"}}
 """GRPO's reward: the shorter, the better, as in peers/trl_grpo.py."""
 
 OBJECTIVES: dict[str, dict[str, Any]] = {

@@ -79,12 +79,15 @@ ALSO: dict[str, list[dict[str, Any]]] = {
 
 LIKE = {
     "listwise": "dpo", "kto": "dpo", "graded_reward": "reward", "process_reward": "reward", "ppo": "grpo",
+    "online_dpo": "grpo", "best_of_n": "grpo",
 }  # fmt: skip
 """Objectives that run through the same code as another one; each has tests of its own. `make test-all` runs all."""
 
 ROLLOUTS: dict[str, dict[str, Any]] = {
     "grpo": {"group_size": 4},
     "ppo": {"group_size": 2, "passes": 2},
+    "online_dpo": {"group_size": 4},
+    "best_of_n": {"group_size": 4},
 }
 """Objectives whose loss is that of their own samples, with sizes for small models."""
 
@@ -202,12 +205,12 @@ def objectives_for(family: str) -> list[str]:
 
 
 def objective_cells() -> list[Cell]:
-    """Every objective with each of our own methods at each precision of SORTS, on a family of each kind; and on every
-    family with LoRA."""
+    """Every objective with each of our own methods at each precision of SORTS, on a family of each kind; and, but for
+    those that learn from their own samples, on every family with LoRA."""
     every = [
         Cell(method, weights, family, objective)
         for family in ("llama", "bert", "t5")
-        for objective in objectives_for(family)
+        for objective in [*objectives_for(family), *(ROLLOUTS if family == "llama" else ())]
         for method in own_methods()
         for weights in SORTS
     ]

@@ -123,13 +123,15 @@ def _objectives(outcomes: ByCell, reasons: dict[str, int]) -> list[str]:
         "",
         "All other objectives, on a Llama and a BERT of the same size; letters as above. An encoder–decoder learns",
         "only `seq2seq`. Predictions, instead of generated text, are compared with the model's own forward pass.",
-        "Below, every family with LoRA in fp32.",
+        f"Of {', '.join(ROLLOUTS)}, which learn from their own samples,",
+        "a letter means all of the above but a loss that falls: a random base has no answers to reward. Below, every",
+        "family with LoRA in fp32.",
         "",
         "| objective | base | " + " | ".join(f"`{name}`" for name in names) + " |",
         "|---|---|" + "---|" * len(names),
     ]
     for family in ("llama", "bert"):
-        for objective in objectives_for(family):
+        for objective in [*objectives_for(family), *(ROLLOUTS if family == "llama" else ())]:
             columns = [
                 " ".join(
                     _cell_text(outcomes[(name, weights, family, objective)], weights[0], reasons) for weights in SORTS

@@ -16,6 +16,7 @@ import torch
 from running_server import served
 
 from tunesmith.config.base import Base
+from tunesmith.config.pipeline import Pipeline
 from tunesmith.config.recipe import Recipe
 from tunesmith.data.pack import Batches
 from tunesmith.data.prepare import prepare
@@ -568,6 +569,46 @@ def test_preference_speed_counts_the_reference_and_compares_by_round(script: Scr
     assert "| TRL, as it is | 0.75 ± 3.18 | 19 ± 79 | 4.00 ± 0.00 × | 2.00 GB | 0.50 × |" in text
     assert "| reference other | did not run |" in text
     assert "differ by at most 1.0e-05; the first one is 0.6931" in text
+
+
+def test_preference_speed_times_a_step_of_rollouts_with_its_sampling(script: Script, tmp_path: Path) -> None:
+    module, report = script("preference_speed"), script("preference_speed_report")
+    steps = [{"seconds": 0.5, "tokens": 100, "loss": 0.0} for _ in range(4)]
+    found = module.of_rollouts({"steps": steps, "seconds_between_events": [2.0, 4.0, 4.0], "before": []})
+    assert [step["seconds"] for step in found["steps"]] == [0.5, 2.0, 4.0, 4.0]
+    assert report.pairs_per_second([found]) == module.GRPO_PROMPTS * module.GRPO_GROUP / 4.0
+    rows = [{"prompt": [{"role": "user", "content": str(n)}], "chosen": [], "rejected": []} for n in range(20)]
+    write(tmp_path / "rows.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    write(tmp_path / "plan.json", json.dumps({"rows_per_step": 2}))
+    (setting,) = (each for each in module.settings_of("bf16") if each.name == "ours-grpo")
+    recipe = Recipe.load(module.recipe_of(setting, tmp_path, 3, "bf16"))
+    assert recipe.objective.rollouts is not None
+    assert recipe.objective.rollouts.prompts * 3 == len(Path(recipe.data.train[0]).read_text().splitlines())
+
+
+def test_the_pipeline_of_preference_quality_is_one_recipe_that_samples_as_often_in_each_way(script: Script) -> None:
+    module = script("preference_pipeline")
+    pipeline = Pipeline.load(module.recipe_of("embedded", Path("rows"), 3))
+    assert pipeline is not None
+    assert pipeline.names == ("task", "preferences", *module.WAYS)
+    policies = [recipe for recipe in pipeline.recipes if recipe.objective.rollouts is not None]
+    assert len(policies) == len(module.WAYS)
+    assert {recipe.objective.rollouts.samples for recipe in policies} == {module.GROUP}
+    assert {recipe.train.steps for recipe in policies} == {module.PHASES}
+    assert [recipe.base.path for recipe in policies][-2:] == ["stage:task", "stage:grpo"]
+
+
+def test_ranking_coverage_counts_intervals_that_hold_the_truth(script: Script) -> None:
+    module = script("ranking_coverage")
+    settings = [module.Setting(3, 30, 2, 0.5)]
+    (row,) = module.run(40, settings)["rows"]
+    assert 0.8 <= row["strength"] <= 1
+    assert row["called_different"] <= 0.2
+    strengths = np.array([3.0, 0.0, -3.0])
+    first, second, outcomes, questions = module.votes_of(settings[0], strengths, np.random.default_rng(0))
+    assert len(outcomes) == 3 * 30 * 2
+    assert (outcomes[(first == 0) & (second == 2)] == 0).mean() > 0.9
+    assert set(questions) == set(range(30))
 
 
 @pytest.mark.long

@@ -34,7 +34,7 @@ class OnlineDPO(PairLoss, PolicyConfig):
     """Completions of each prompt, of which the best and the worst become a pair."""
 
     beta: float = Field(default=0.1, gt=0)
-    """β: how strongly the policy is held to where the run started. Default 0.1 (Guo et al. 2024, section 4)."""
+    """β: how strongly the policy is held to where the run started. Default: as `dpo`."""
 
     @property
     def needs_reference(self) -> bool:
