@@ -1,5 +1,6 @@
 """Each stage starts from the previous stage's weights, and a killed pipeline resumes to the same result."""
 
+import json
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -96,6 +97,44 @@ def test_a_pipeline_killed_in_any_stage_resumes_to_the_same_bytes(stage, pipelin
     again = resume(tmp_path / "killed")
     file = "adapter/adapter_model.safetensors"
     assert (again.directory / file).read_bytes() == (uninterrupted.directory / file).read_bytes()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("stage", ["2-s1", "3-s2", "4-s3"])
+def test_a_policy_rewarded_by_an_earlier_stage_resumes_to_the_same_bytes(stage, pipeline, tmp_path):
+    """From examples, a reward model of pairs and a policy that it rewards; then the policy judges its own samples."""
+    pairs = [{"prompt": f"Say {n}", "chosen": "ab" * (n % 3 + 1), "rejected": "c d e f"} for n in range(12)]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, pairs)), encoding="utf-8")
+    sampled = {"prompts": 2, "group_size": 3, "max_new_tokens": 4}
+    judge = {"function": "classifier", "options": {"model": "stage:s1", "reads": "answer"}, "weight": 0.5}
+    recipe = pipeline(
+        LORA,
+        {**LORA, "data": {"train": str(tmp_path / "pairs.jsonl"), "held_out": 0.3}, "objective": "reward"},
+        {**LORA, "base": "stage:s0", "objective": {"kind": "best_of_n", "reward": "stage:s1", **sampled}},
+        {**LORA, "objective": {"kind": "online_dpo", "reward": "stage:s1", "rewards": [judge], **sampled}},
+    )
+
+    class KilledError(Exception):
+        pass
+
+    current: list[str] = []
+
+    def kill(event: dict[str, Any]) -> None:
+        if event["event"] == "start":
+            current[:] = [Path(event["run"]).name]
+        if event["event"] == "checkpoint" and event["step"] == 3 and current == [stage]:
+            raise KilledError
+
+    whole = train(recipe, tmp_path / "whole")
+    assert whole.directory.name == "4-s3"
+    policy = Recipe.load(whole.directory / "recipe.yaml")
+    assert policy.objective.reward == str(tmp_path / "whole" / "2-s1")
+    assert policy.base.adapter == tmp_path / "whole" / "3-s2" / "adapter"
+    with pytest.raises(KilledError):
+        train(recipe, tmp_path / "killed", subscribers=[kill])
+    again = resume(tmp_path / "killed")
+    file = "adapter/adapter_model.safetensors"
+    assert (again.directory / file).read_bytes() == (whole.directory / file).read_bytes()
 
 
 def test_every_stage_is_checked_before_the_first_one_starts(pipeline, tmp_path):
