@@ -106,7 +106,7 @@ def test_a_stage_names_an_earlier_one_as_its_base_and_as_a_reward(tmp_path: Path
         (
             "/models/base",
             "stage:task",
-            "stage:task is no earlier stage. Known: none: it is the first stage",
+            "stage:task is no earlier stage. Known: none.",
         ),
         (
             "    base: stage:task\n",
@@ -120,6 +120,12 @@ def test_a_stage_that_cannot_be_named_is_refused(tmp_path: Path, before: str, af
     (tmp_path / "pipeline.yaml").write_text(FEEDBACK.replace(before, after), encoding="utf-8")
     with pytest.raises(UserError, match=message):
         Pipeline.load(tmp_path / "pipeline.yaml")
+
+
+def test_a_recipe_without_stages_names_none() -> None:
+    objective = {"kind": "grpo", "reward": "stage:liked"}
+    with pytest.raises(UserError, match=r"recipe: stage:liked is no earlier stage\. Known: none\."):
+        Pipeline.load({"data": {"train": "rows.jsonl"}, "objective": objective})
 
 
 def test_a_pipeline_is_unchanged_after_writing_and_reading(tmp_path: Path) -> None:

@@ -48,9 +48,11 @@ class Pipeline:
         if isinstance(source, Recipe):
             return cls._of_folds(Recipe.load(source, list(overrides)))
         values = source if isinstance(source, dict) else read_yaml(Path(source))
-        if "stages" not in values:
-            return cls._of_folds(Recipe.load(source, list(overrides)))
         where = "recipe" if isinstance(source, dict) else Path(source).name
+        if "stages" not in values:
+            recipe = Recipe.load(source, list(overrides))
+            _check_stages_named(recipe, {}, where)
+            return cls._of_folds(recipe)
         directory = Path.cwd() if isinstance(source, dict) else Path(source).parent.resolve()
         stages = values["stages"]
         unknown = sorted(set(values) - {"stages", *SECTIONS})
@@ -117,7 +119,7 @@ def _check_stages_named(recipe: Recipe, earlier: dict[str, Recipe], where: str) 
     def known(path: str) -> str:
         name = stage_named(path)
         if name is not None and name not in earlier:
-            before = ", ".join(f"{STAGE}{each}" for each in earlier) or "none: it is the first stage"
+            before = ", ".join(f"{STAGE}{each}" for each in earlier) or "none"
             raise UserError(f"{where}: {path} is no earlier stage. Known: {before}.")
         return path
 
