@@ -51,3 +51,18 @@ def test_rows_out_of_the_main_language_are_found_and_languages_counted() -> None
 def test_a_set_without_a_main_language_has_no_wrong_one() -> None:
     write_answers([WHOLE, GERMAN] * 5)
     assert marked("wrong_language") == []
+
+
+def test_answers_without_the_last_line_that_all_others_have_are_cut() -> None:
+    write_answers([f"She has {n} + 2 apples.\nThat is {n + 2}.\n#### {n + 2}" for n in range(9)] + ["She has 9 + 2"])
+    (mark,) = check_data("rows.jsonl", only=["truncated_answers"])["truncated_answers"].marks
+    assert mark.source.row == 10
+    assert mark.detail == "the last line does not begin with “####”, as that of 90% of the answers does"
+
+
+def test_rows_that_the_set_shows_are_listed_in_order_with_the_others() -> None:
+    last = "\nAnswer: it is so."
+    write_answers([WHOLE + last] * 5 + [CUT] + [WHOLE + last] * 5 + [WHOLE])
+    marks = list(check_data("rows.jsonl", only=["truncated_answers"])["truncated_answers"].marks)
+    assert [mark.source.row for mark in marks] == [6, 12]
+    assert "you can see it from the" in marks[0].detail

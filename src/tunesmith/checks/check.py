@@ -1,12 +1,13 @@
 """A check that looks at one row at a time."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from tunesmith.checks.record import Record
 
 if TYPE_CHECKING:
+    from tunesmith.checks.result import Mark
     from tunesmith.checks.table import Table
 
 Severity = Literal["error", "warning", "note"]
@@ -23,6 +24,7 @@ class RowCheck:
         severity: of a row that it marks.
         advice: what to do about the rows that it marks, as a sentence.
         find: what is wrong with the row, as a short clause that quotes it; None if nothing is.
+        more: further rows, which only the whole set shows, in order.
         stands: whether what was found counts, once all rows are known: a property of the set may explain it.
     """
 
@@ -32,3 +34,4 @@ class RowCheck:
     advice: str
     find: Callable[[Record], str | None]
     stands: Callable[["Table"], bool] | None = None
+    more: Callable[["Table"], Iterator["Mark"]] | None = None

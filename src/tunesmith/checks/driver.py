@@ -159,6 +159,20 @@ class _Run:
             done += part.size
             self._events.emit("progress", what=what, done=min(done, total) >> 20, total=max(1, total >> 20))
 
+    def _merged(self, check: RowCheck, table: Table, path: Path, count: int) -> tuple[int, Path]:
+        """A check's marks with those that only the whole set shows, in the order of the files and rows."""
+        more = list(check.more(table)) if check.more is not None else []
+        if not more:
+            return count, path
+        places = {name: index for index, name in enumerate(dict.fromkeys(each.name for each in self._subject.files))}
+        known = CheckResult(check.name, check.title, check.severity, check.advice, count, path)
+        both = {mark.source: mark for mark in (*more, *known.marks)}
+        merged = table.marks(f"{check.name}.merged")
+        with merged.open("w", encoding="utf-8") as file:
+            for source in sorted(both, key=lambda source: (places.get(source.file, 0), source.row)):
+                file.write(line_of(both[source]))
+        return len(both), merged
+
     def _results(self, table: Table) -> Iterator[CheckResult]:
         for number, check in enumerate(self._checks):
             self._tell(table, number)
@@ -168,6 +182,8 @@ class _Run:
                 if count and check.stands is not None and not check.stands(table):
                     count = 0
                     path.unlink()
+                if check.more is not None:
+                    count, path = self._merged(check, table, path, count)
             elif check.when(table):
                 count = _write(check, table, path)
             else:

@@ -1,22 +1,29 @@
 """Answers that end in the middle of a sentence, judged by how the set's answers usually end."""
 
 import re
+import zlib
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from tunesmith.checks.check import RowCheck
 from tunesmith.checks.record import Record
+from tunesmith.checks.result import Mark
+from tunesmith.checks.rows_again import read_again
 
 if TYPE_CHECKING:
     from tunesmith.checks.table import Table
 
-NOT_PROSE, ENDED, OPEN = 0, 1, 2
-"""How an answer ends: not as prose does (a label, a list, code, a number), as a sentence, or in the middle of one."""
+NOT_PROSE, ENDED, OPEN, NUMBER = 0, 1, 2, 3
+"""How an answer ends: not as prose does (a label, a list, code), as a sentence, in the middle of one, with a number."""
 
 USUALLY = 0.8
-"""The share of prose answers that end as a sentence from which the others are cut. In a set with fewer, people do not
-write the last period."""
+"""The share of answers that end as a sentence or with a number from which those that end in the middle of a sentence
+are cut. In a set with fewer, people do not write the last period. Answers that are no prose are not counted."""
+
+SAME = 0.7
+"""The share of the answers whose last line begins with the same word from which the others are cut."""
 
 FEW_WORDS = 8
 """Answers with fewer words and no punctuation are labels, names or phrases."""
@@ -47,8 +54,17 @@ def ending(record: Record) -> int:
     if len(bare) < len(text) and not bare.endswith(_STOPS):
         return NOT_PROSE  # a title in quotes, a remark in brackets: who is cut off seldom closes them
     if not bare or not bare[-1].isalpha():
-        return ENDED if bare.endswith(_STOPS) else OPEN if bare.endswith((",", "，", "、")) else NOT_PROSE
+        return _ending_of_sign(bare)
     return _ending_of_word(text, bare, whole=len(record.answer) <= 2000)
+
+
+def _ending_of_sign(bare: str) -> int:
+    """How a text ends whose last character is no letter."""
+    if bare.endswith(_STOPS):
+        return ENDED
+    if bare.endswith((",", "，", "、")):
+        return OPEN
+    return NUMBER if bare[-1:].isdigit() and len(bare.split()) >= FEW_WORDS else NOT_PROSE
 
 
 def _ending_of_word(text: str, bare: str, whole: bool) -> int:
@@ -93,6 +109,38 @@ def _is_ideographic(character: str) -> bool:
     return "\u3040" <= character <= "\u9fff"
 
 
+def closing(record: Record) -> int:
+    """A hash of the word that an answer's last line begins with; 0 if it has only one line.
+
+    Args:
+        record: of any format; a raw text has no answer.
+    """
+    word = _last_word(record) if record.prompt else ""
+    return zlib.crc32(word.encode("utf-8", "replace")) or 1 if word else 0
+
+
+def _last_word(record: Record) -> str:
+    lines = record.answer.rstrip().rsplit("\n", 1)
+    return lines[1].split(maxsplit=1)[0] if len(lines) > 1 and lines[1].strip() else ""
+
+
+def _without_usual_closing(table: "Table") -> Iterator[Mark]:
+    """Rows whose last line is another than that of almost all, such as `#### 72`: they end before it."""
+    has_answer = (table.column("prompt_length") > 0) & (table.column("answer_length") > 0)
+    closings = table.column("closing")
+    values, counts = np.unique(closings[has_answer], return_counts=True)
+    if not len(values) or counts.max() < SAME * has_answer.sum() or not values[counts.argmax()]:
+        return
+    usual = values[counts.argmax()]
+    source = table.source(int(np.flatnonzero(closings == usual)[0]))
+    read = read_again(table.files, [source]).get(source)
+    word = _last_word(read) if isinstance(read, Record) else ""
+    share = int(100 * counts.max() / has_answer.sum())
+    for index in np.flatnonzero(has_answer & (closings != usual)):
+        detail = f"the last line does not begin with “{word}”, as that of {share}% of the answers does"
+        yield Mark(table.source(int(index)), detail)
+
+
 def _find(record: Record) -> str | None:
     if ending(record) != OPEN:
         return None
@@ -101,8 +149,8 @@ def _find(record: Record) -> str | None:
 
 
 def _usually_ends(table: "Table") -> bool:
-    counts = np.bincount(table.column("ending"), minlength=3)
-    return bool(counts[ENDED] >= USUALLY * (counts[ENDED] + counts[OPEN]))
+    counts = np.bincount(table.column("ending"), minlength=4)
+    return bool(counts[ENDED] + counts[NUMBER] >= USUALLY * (counts[ENDED] + counts[OPEN] + counts[NUMBER]))
 
 
 TRUNCATED_ANSWERS = RowCheck(
@@ -112,4 +160,5 @@ TRUNCATED_ANSWERS = RowCheck(
     advice="Complete them or remove the rows: a model learns to stop where they stop.",
     find=_find,
     stands=_usually_ends,
+    more=_without_usual_closing,
 )

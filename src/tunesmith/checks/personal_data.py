@@ -13,6 +13,8 @@ from tunesmith.checks.shape import digits
 
 _EMAIL = re.compile(r"(?<![\w.%+-])\w[\w.%+'-]{0,63}@(?:[^\W_](?:[\w-]{0,61}[^\W_])?\.)+[^\W\d_]{2,24}(?![\w@])")
 
+_IN_A_URL, _URL = re.compile(r"[a-z]://\S*\Z", re.IGNORECASE), 80
+
 _SIX_DIGITS = re.compile(r"[0-9](?:[ .\-/()A-Z]{0,2}[0-9]){5}")
 """What every number below has: the texts and the places without it are not looked at."""
 
@@ -76,6 +78,8 @@ def personal_data(text: str) -> list[Finding]:
 
 def _emails(text: str) -> Iterator[Finding]:
     for match in _EMAIL.finditer(text):
+        if _IN_A_URL.search(text, max(0, match.start() - _URL), match.start()):
+            continue  # a user and a host
         yield _finding("email", match)
 
 

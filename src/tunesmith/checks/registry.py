@@ -22,6 +22,7 @@ CHECKS = {
     "wrong_language": "tunesmith.checks.language:WRONG_LANGUAGE",
     "personal_data": "tunesmith.checks.personal_data:PERSONAL_DATA",
     "secrets": "tunesmith.checks.secrets:SECRETS",
+    "names": "tunesmith.checks.names:NAMES",
     "prompt_injections": "tunesmith.checks.injections:PROMPT_INJECTIONS",
     "exact_duplicates": "tunesmith.checks.repetition:EXACT_DUPLICATES",
     "near_duplicates": "tunesmith.checks.repetition:NEAR_DUPLICATES",
@@ -36,12 +37,15 @@ CHECKS = {
 }
 """Where each check is: `module:NAME`, a `RowCheck` or a `TableCheck`. A new check is one file and one line here."""
 
+ONLY_IF_NAMED = ("names",)
+"""Checks that need an extra."""
+
 
 def selected(only: Sequence[str] = (), skip: Sequence[str] = ()) -> list[str]:
     """The names of the checks to run.
 
     Args:
-        only: these; empty for all.
+        only: these; empty for all but those that need an extra.
         skip: but not these.
 
     Raises:
@@ -52,7 +56,7 @@ def selected(only: Sequence[str] = (), skip: Sequence[str] = ()) -> list[str]:
             near = difflib.get_close_matches(name, CHECKS, n=1, cutoff=0.5)
             hint = f"Did you mean {near[0]}?" if near else f"Known: {', '.join(CHECKS)}."
             raise UserError(f"{name} is not a check. {hint}")
-    left = [name for name in CHECKS if (not only or name in only) and name not in skip]
+    left = [name for name in CHECKS if (name in only or not (only or name in ONLY_IF_NAMED)) and name not in skip]
     if not left:
         raise UserError("No check is left. Skip fewer.")
     return left

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tunesmith.checks.endings import ending
+from tunesmith.checks.endings import closing, ending
 from tunesmith.checks.groups import Lexicon
 from tunesmith.checks.language import code_of, language_of
 from tunesmith.checks.record import Record
@@ -32,6 +32,7 @@ ROW_COLUMNS: dict[str, tuple[type[np.generic], int]] = {
     "answer_length": (np.uint32, 1),
     "language": (np.uint32, 1),
     "ending": (np.uint8, 1),
+    "closing": (np.uint32, 1),
     "groups": (np.uint64, 1),
     "sentiment": (np.uint8, 1),
 }
@@ -119,7 +120,15 @@ def sketch(record: Record, lexicon: Lexicon) -> Sketch:
     whole = functools.reduce(_mixed, parts)
     hashes = (whole, *parts, hash_of(opening(answer)), hash_of(" ".join(_DIGITS.findall(prompt))))
     lengths = (len(record.prompt), len(record.answer))
-    values = (record.source.row, *hashes, *lengths, code_of(language_of(record)), ending(record), *lexicon.bits(record))
+    values = (
+        record.source.row,
+        *hashes,
+        *lengths,
+        code_of(language_of(record)),
+        ending(record),
+        closing(record),
+        *lexicon.bits(record),
+    )
     return Sketch(values, {"text": " ".join(texts), "prompt": prompt if len(texts) > 1 else "", "answer": answer})
 
 
