@@ -18,6 +18,7 @@ from tunesmith.config.pipeline import Pipeline
 from tunesmith.config.recipe import Recipe
 from tunesmith.data.example import Source
 from tunesmith.data.prepare import Prepared, held_out_examples, prepare
+from tunesmith.data.show import show
 from tunesmith.data.tokens import TokenTable
 from tunesmith.engine.batch_plan import BatchPlan
 from tunesmith.errors import UserError
@@ -419,6 +420,15 @@ def test_sources_of_a_mix_have_their_own_paths_columns_and_formats(prepared: Pre
     assert found.report.format == "question_answer, text"
     with pytest.raises(UserError, match="sharegpt"):
         mix_of(prepared, task={}, others={"format": "sharegpt"})
+
+
+def test_rows_of_a_mix_are_shown_source_by_source(prepared: Prepare, tiny_model: Path) -> None:
+    mix_of(prepared, task={}, general={})
+    mix = {"task": {"paths": "rows.jsonl"}, "general": {"paths": "general.jsonl"}}
+    recipe = Recipe.load({"base": str(tiny_model), "data": {"mix": mix}})
+    shown = list(show(recipe, load_tokenizer(recipe.base), rows=2, start=20))
+    assert [each.source for each in shown] == ["rows.jsonl row 20", "general.jsonl row 1"]
+    assert shown[1].loss_tokens == shown[1].tokens, "raw text has a loss on all tokens"
 
 
 @shows("data.mix.share")

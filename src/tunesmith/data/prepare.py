@@ -143,6 +143,12 @@ def training_rows(data: Data, formats: Sequence[str]) -> Iterator[Example]:
         yield from examples(data.of(source), formats, source.paths, DataReport())
 
 
+def every_training_row(data: Data, formats: Sequence[str]) -> Iterator[Example | Malformed]:
+    """As `training_rows`, with malformed rows in their place."""
+    for source in _own_sources(data):
+        yield from every_row(data.of(source), formats, source.paths, DataReport())
+
+
 def _own_sources(data: Data) -> list[MixSource]:
     """Without `data.replay`."""
     return list((data.mix or data.sources).values())[: len(data.mix) or 1]
@@ -269,7 +275,7 @@ def _tokenize(
 ) -> _Part:
     """A source's rows as tokens. Raw text that is mixed with chats has a loss on all tokens, and is split."""
     objective, accepted = renders(recipe), recipe.objective.formats
-    takes_text = is_mixed and not accepted and recipe.objective.bases == ("decoder",)
+    takes_text = is_mixed and _takes_text(recipe)
     if takes_text:
         objective = _ChatsOrText(objective)
     sides = (TableBuilder(), TableBuilder())
@@ -298,8 +304,14 @@ class _UsersObjective:
 
 
 def renders(recipe: Recipe) -> Renders:
-    """The recipe's objective, as far as it renders rows."""
-    return _UsersObjective(recipe.objective, recipe.extensions) if recipe.extensions else recipe.objective
+    """The recipe's objective, as far as it renders rows. In a mix, it also renders raw text beside chats."""
+    own = _UsersObjective(recipe.objective, recipe.extensions) if recipe.extensions else recipe.objective
+    return _ChatsOrText(own) if recipe.data.mix and _takes_text(recipe) else own
+
+
+def _takes_text(recipe: Recipe) -> bool:
+    """Whether raw text can be mixed with its rows."""
+    return not recipe.objective.formats and recipe.objective.bases == ("decoder",)
 
 
 @dataclass(frozen=True)

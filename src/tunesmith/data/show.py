@@ -9,9 +9,8 @@ from transformers import PreTrainedTokenizerBase
 from tunesmith.config.recipe import Recipe
 from tunesmith.data.check import find_problem
 from tunesmith.data.example import Malformed
-from tunesmith.data.prepare import every_row, renders, resolve
+from tunesmith.data.prepare import every_training_row, renders, resolve
 from tunesmith.data.render import Renderer, Rendering, Tokenized
-from tunesmith.data.report import DataReport
 from tunesmith.data.template import UnusableError
 
 
@@ -61,8 +60,7 @@ def show(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, rows: int, start: i
     """
     recipe = resolve(recipe)
     renderer, objective = Renderer(tokenizer), renders(recipe)
-    data, formats = recipe.data, recipe.objective.formats
-    for example in islice(every_row(data, formats, data.train, DataReport()), start - 1, start - 1 + rows):
+    for example in islice(every_training_row(recipe.data, recipe.objective.formats), start - 1, start - 1 + rows):
         if isinstance(example, Malformed):
             yield Shown(str(example.source), (), 0, 0, example.reason, is_malformed=True)
             continue
