@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from tunesmith.curation.restore import data_restore
     from tunesmith.curation.review import data_review
     from tunesmith.curation.sample import data_sample
+    from tunesmith.curation.select import data_select
     from tunesmith.curation.split import data_split
     from tunesmith.data.example import Example
     from tunesmith.data.row_format import RowFormat
@@ -91,6 +92,7 @@ _MODULES = {
     "data_restore": "tunesmith.curation.restore",
     "data_review": "tunesmith.curation.review",
     "data_sample": "tunesmith.curation.sample",
+    "data_select": "tunesmith.curation.select",
     "data_split": "tunesmith.curation.split",
     "embed": "tunesmith.inference.verbs",
     "embedded_base": "tunesmith.models.bases",
@@ -150,6 +152,7 @@ __all__ = [
     "data_restore",
     "data_review",
     "data_sample",
+    "data_select",
     "data_split",
     "embed",
     "embedded_base",

@@ -156,3 +156,20 @@ def test_review_asks_for_one_key_a_row(here: Path, monkeypatch: pytest.MonkeyPat
     assert [row["reviewer"] for row in read(Path("other.jsonl"))] == ["bert", "bert"]
     code, out = review("--reviewer", "carl", keys="x")
     assert (code, "stdin: 'x' is none of k, d, s, q" in out) == (2, True)
+
+
+@shows("tunesmith data select rows", "tunesmith data select sources", "tunesmith data select --output",
+       "tunesmith data select --by", "tunesmith data select --model", "tunesmith data select --seed")  # fmt: skip
+def test_select_chooses_rows(here: Path, tiny_model: Path) -> None:
+    rows = [{"question": f"What is {sentence(n, 4)}?", "answer": f"{sentence(n + 50, 6)}."} for n in range(8)]
+    write(here / "chats.jsonl", rows)
+    assert "Wrote a.jsonl: 4 of 8 rows." in data("select", 4, "chats.jsonl", "--output", "a.jsonl")
+    chosen = [read(Path("a.jsonl"))]
+    options = [("--by", "quality"), ("--by", "random"), ("--by", "random", "--seed", 1),
+               ("--by", "difficulty", "--model", tiny_model)]  # fmt: skip
+    for number, each in enumerate(options):
+        data("select", 4, "chats.jsonl", "--output", f"{number}.jsonl", *each)
+        chosen.append(read(Path(f"{number}.jsonl")))
+    assert len({json.dumps(each) for each in chosen}) >= 4
+    err = data("select", 4, "chats.jsonl", "--output", "b.jsonl", "--model", "nowhere", code=2)
+    assert "nowhere" in err

@@ -88,6 +88,31 @@ def sample(
         console.print(part, soft_wrap=True)
 
 
+def select(
+    rows: Annotated[int, typer.Argument(help="How many rows.", min=1)],
+    sources: Sources,
+    output: Output,
+    by: Annotated[str, typer.Option(help="diversity, difficulty, quality or random.")] = "diversity",
+    model: Annotated[
+        str | None, typer.Option(help="Diversity: an encoder; default: shared words. Difficulty: a language model.")
+    ] = None,
+    seed: Seed = 0,
+) -> None:
+    """Choose the most useful rows. Compare them with as many random ones before you trust them."""
+    with quick_imports():
+        from tunesmith.curation.select import data_select
+        from tunesmith.report.curation import selection_parts
+        from tunesmith.report.progress import Progress
+
+    console = Console(highlight=False)
+    with Progress(console) as progress:
+        found = data_select(
+            sources, rows, output, by=by, model=model, seed=seed, subscribers=[progress]  # type: ignore[arg-type]
+        )  # fmt: skip
+    for part in selection_parts(found):
+        console.print(part, soft_wrap=True)
+
+
 def diff(
     a: Annotated[str, typer.Argument(help="The rows before: a file, a directory, a glob or a recipe.")],
     b: Annotated[str, typer.Argument(help="The rows after.")],

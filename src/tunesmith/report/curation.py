@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from tunesmith.curation.diff import Difference
     from tunesmith.curation.restore import Restored
     from tunesmith.curation.sample import Sample
+    from tunesmith.curation.select import Selection
     from tunesmith.curation.split import Split
     from tunesmith.data.report import Reason
 
@@ -116,6 +117,19 @@ def sample_parts(sample: "Sample") -> list[RenderableType]:
     if sample.classes:
         parts.append(counts_table("class", {"rows": sample.classes}))
     return parts + malformed_lines(sample.malformed)
+
+
+def selection_parts(selection: "Selection") -> list[RenderableType]:
+    """What `data_select` wrote.
+
+    Args:
+        selection: its result.
+    """
+    parts: list[RenderableType] = [Text(f"Wrote {selection.file}: {selection.rows:,} of {selection.read:,} rows.")]
+    if selection.hopeless:
+        hopeless = f"{selection.hopeless:,} rows come last: their prompts do not help the model with their answers."
+        parts.append(Text(hopeless, style=WARNING))
+    return parts + malformed_lines(selection.malformed)
 
 
 def diff_parts(difference: "Difference") -> list[RenderableType]:

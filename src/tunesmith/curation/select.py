@@ -1,0 +1,165 @@
+"""`tunesmith data select`: the most useful rows, by diversity, difficulty or quality; or random ones beside them."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tunesmith.checks.quality import quality
+from tunesmith.checks.record import Record
+from tunesmith.curation.chance import mixed
+from tunesmith.curation.chosen import write_chosen
+from tunesmith.curation.facility import by_vectors, by_words, facility_location
+from tunesmith.curation.origin import refuse_outputs
+from tunesmith.curation.rows import Paths, Rows
+from tunesmith.data.example import Malformed
+from tunesmith.data.report import Reason, Reasons
+from tunesmith.errors import UserError
+from tunesmith.run import Events, Subscriber
+
+By = Literal["diversity", "difficulty", "quality", "random"]
+
+BATCH = 64
+"""Rows that a model reads between two reports of progress."""
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What `data_select` wrote.
+
+    Attributes:
+        file: with the rows.
+        rows: in it.
+        read: rows that they were chosen from.
+        malformed: rows that could not be read, by reason.
+        hopeless: rows with a difficulty of 1 or more, which are chosen last: the prompt does not help with the answer.
+    """
+
+    file: Path
+    rows: int
+    read: int
+    malformed: tuple[Reason, ...]
+    hopeless: int = 0
+
+
+def data_select(
+    paths: Paths,
+    rows: int,
+    output: str | Path,
+    *,
+    by: By = "diversity",
+    model: str | None = None,
+    seed: int = 0,
+    subscribers: Sequence[Subscriber] = (),
+) -> Selection:
+    """Choose rows and write them, in the order of the files.
+
+    - `diversity`: rows that together are similar to all rows (facility location), by shared words, or by the vectors of
+      an encoder. All texts are in memory.
+    - `difficulty`: rows whose answers a model finds hard to predict even with the prompt: the loss of the answer after
+      its prompt, by the loss of the answer alone (Li et al. 2024), the highest below 1.
+    - `quality`: rows with the best form (`tunesmith.checks.quality`).
+    - `random`: the same number at random.
+
+    Args:
+        paths: files, as `data.train` takes them, or a recipe.
+        rows: how many; all, if there are fewer.
+        output: the file to write; it must not exist.
+        by: what makes a row useful.
+        model: for diversity, a model that embeds texts (None: shared words); for difficulty, a language model (None:
+            the embedded base).
+        seed: of random rows, and of which rows come first where they are equally useful.
+        subscribers: receive `progress` events.
+
+    Returns:
+        The counts.
+
+    Raises:
+        UserError: the rows or the model cannot be read, the model is not of that kind, or the output exists.
+    """
+    target = Path(output)
+    if by not in get_args(By):
+        raise UserError(f"{by} is not one of {', '.join(get_args(By))}.")
+    if rows < 1:
+        raise UserError(f"{rows} is no number of rows to select. Give 1 or more.")
+    if model is not None and by in ("quality", "random"):
+        raise UserError(f"--by {by} needs no model.")
+    refuse_outputs(target)
+    source, events, malformed = Rows(paths, subscribers), Events(*subscribers), Reasons()
+    records, indices, total = [], [], 0
+    for item in source.items():
+        total += 1
+        if isinstance(item.example, Malformed):
+            malformed.add(item.source, item.example.reason)
+        elif (record := item.record) is not None:
+            records.append(record if by != "random" else None)
+            indices.append(item.index)
+    chosen, hopeless = _chosen(by, model, records, rows, seed, events)
+    copies = np.zeros(total, np.int64)
+    copies[np.array(indices, np.int64)[chosen]] = 1
+    settings = {"rows": rows, "by": by, "model": model, "seed": seed}
+    written = write_chosen(source, target, copies, "select", settings, {"read": total, "hopeless": hopeless})
+    return Selection(target, written, total, malformed.by_count(), hopeless)
+
+
+def _chosen(
+    by: By, model: str | None, records: Sequence[Record | None], count: int, seed: int, events: Events
+) -> tuple[NDArray[np.int64], int]:
+    """The numbers of the chosen records, and how many are hopeless."""
+    draws = mixed(seed, np.arange(len(records), dtype=np.uint64))
+    order = np.argsort(draws, kind="stable")
+    if by == "random":
+        return order[:count], 0
+    shuffled = [record for each in order if (record := records[each]) is not None]
+    if by == "diversity":
+
+        def done(number: int) -> None:
+            events.emit("progress", what="choosing rows", done=number, total=min(count, len(shuffled)))
+
+        gains, similarities = _similarities(shuffled, model, events)
+        return order[facility_location(gains, similarities, count, done)], 0
+    scores = _difficulties(shuffled, model, events) if by == "difficulty" else _qualities(shuffled)
+    hopeless = scores >= 1 if by == "difficulty" else np.zeros(len(scores), bool)
+    ranked = np.lexsort((-scores, hopeless))
+    return order[ranked[:count]], int(hopeless.sum())
+
+
+def _qualities(records: Sequence[Record]) -> NDArray[np.float64]:
+    return np.array([quality(record).score for record in records])
+
+
+def _similarities(
+    records: Sequence[Record], model: str | None, events: Events
+) -> tuple[NDArray[np.float64], Callable[[int], NDArray[np.float64]]]:
+    texts = ["\n".join(record.texts) for record in records]
+    if model is None:
+        return by_words(texts)
+    from tunesmith.metrics.similarity import encoder_of
+
+    encoder = encoder_of(model)
+    parts = []
+    for start in range(0, len(texts), BATCH):
+        parts.append(encoder.embed([text or " " for text in texts[start : start + BATCH]]))
+        done = min(start + BATCH, len(texts))
+        events.emit("progress", what="embedding rows", done=done, total=len(texts))
+    return by_vectors(np.concatenate(parts))
+
+
+def _difficulties(records: Sequence[Record], model: str | None, events: Events) -> NDArray[np.float64]:
+    """Instruction-following difficulty: the loss of each answer after its prompt, by that of the answer alone."""
+    from tunesmith.inference.model import load
+
+    if not all(record.prompt and record.answer for record in records):
+        raise UserError("--by difficulty needs rows with a prompt and an answer.")
+    reader = load(model or "embedded")
+    found = []
+    for start in range(0, len(records), BATCH):
+        batch = records[start : start + BATCH]
+        answers = [record.answer for record in batch]
+        after, alone = reader.score([record.prompt for record in batch], answers), reader.score(answers)
+        found += [one.mean / other.mean if other.mean else 1.0 for one, other in zip(after, alone, strict=True)]
+        events.emit("progress", what="scoring rows", done=start + len(batch), total=len(records))
+    return np.array(found)
