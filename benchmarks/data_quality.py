@@ -25,12 +25,12 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from data_faults import planted
 from data_quality_report import Trial, plot, table
 from few_quality import encoder
 from stored_result import add_trial, described_machine, stored_trials
 from study_rows import banking77, write_rows
 from train_speed_report import machine
+from training_faults import planted
 
 HERE = Path(__file__).parent
 DATA = Path(os.environ.get("TUNESMITH_DATA", HERE.parent.parent / "shared" / "data"))

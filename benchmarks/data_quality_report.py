@@ -67,20 +67,24 @@ def _by_seed(trials: Sequence[Trial], task: str, fault: str, arm: str) -> dict[i
     return {each["seed"]: each for each in trials if (each["task"], each["fault"], each["arm"]) == (task, fault, arm)}
 
 
-def _half(values: Sequence[float]) -> float | None:
-    """Half of the 95 % interval of a mean; None of one value."""
+def half_of_interval(values: Sequence[float]) -> float | None:
+    """Half of the 95 % interval of a mean; None of one value.
+
+    Args:
+        values: by seed.
+    """
     if len(values) < 2:
         return None
     return float(STUDENT[max(n for n in STUDENT if n <= len(values))] * stdev(values) / len(values) ** 0.5)
 
 
 def _with_interval(values: Sequence[float]) -> str:
-    half = _half(values)
+    half = half_of_interval(values)
     return f"{mean(values):+.3f}" + ("" if half is None else f" ± {half:.3f}")
 
 
 def _won_back(added: Sequence[float], left: Sequence[float]) -> str:
-    half = _half(added)
+    half = half_of_interval(added)
     if half is None or mean(added) <= half:
         return "–"
     return f"{1 - mean(left) / mean(added):.0%}"
@@ -126,8 +130,9 @@ def plot(trials: Sequence[Trial], file: Path) -> None:
                 values = [found[seed]["loss"] - clean[seed]["loss"] for seed in sorted(found.keys() & clean.keys())]
                 if values:
                     axes.plot([number + shift] * len(values), values, "o", color=color, ms=3.5, alpha=0.45)
-                    axes.errorbar(number + shift, mean(values), yerr=_half(values) or 0, fmt="_", color=color, ms=16,
-                                  mew=2, elinewidth=1, label=arm if not number else None)  # fmt: skip
+                    bar, label = half_of_interval(values) or 0, arm if not number else None
+                    axes.errorbar(number + shift, mean(values), yerr=bar, fmt="_", color=color, ms=16, mew=2,
+                                  elinewidth=1, label=label)  # fmt: skip
         axes.axhline(0, color="#888", linewidth=1, linestyle=":")
         axes.set_xticks(range(len(faults)), faults)
         axes.set_xlim(-0.6, len(faults) - 0.4)

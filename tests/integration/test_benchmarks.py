@@ -731,7 +731,7 @@ def test_evaluation_study_evaluates_each_trial_once_and_writes_tables_and_plot(
 
 
 def test_faults_are_planted_in_a_share_of_the_rows(script: Script) -> None:
-    module = script("data_faults")
+    module = script("training_faults")
     rows = [{"question": f"q{n}", "answer": "One two three four five six.", "label": "ab"[n % 2]} for n in range(50)]
     for fault in module.FAULTS:
         made, faulty = module.planted(rows, fault, 0.2, 0)
