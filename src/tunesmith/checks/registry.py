@@ -14,6 +14,7 @@ CHECKS = {
     "empty": "tunesmith.checks.form:EMPTY",
     "unusable": "tunesmith.checks.rendering:UNUSABLE",
     "over_max_length": "tunesmith.checks.rendering:OVER_MAX_LENGTH",
+    "unknown_tokens": "tunesmith.checks.split_tokens:UNKNOWN_TOKENS",
     "length_outliers": "tunesmith.checks.form:LENGTH_OUTLIERS",
     "encoding": "tunesmith.checks.encoding:ENCODING",
     "control_tokens": "tunesmith.checks.markup:CONTROL_TOKENS",

@@ -4,8 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from tunesmith.checks.check import RowCheck
 from tunesmith.checks.result import Mark
+from tunesmith.checks.split_tokens import UNKNOWN_TOKENS, split_ids, split_shares
 from tunesmith.config.recipe import Recipe
 from tunesmith.data.example import Example
 from tunesmith.data.tokenize import Tokenizer
@@ -35,11 +39,13 @@ class Renders:
         tokenizer: with the recipe's objective.
         limit: `data.max_length`; 0 if the objective concatenates rows, so that none is too long.
         head: measures the texts of a row.
+        split: ids of tokens that are unknown or single bytes.
     """
 
     tokenizer: Tokenizer
     limit: int
     head: Any
+    split: NDArray[np.int32]
 
     def of(self, examples: Sequence[Example], marks: dict[str, list[Mark]]) -> tuple[int, int]:
         """Mark rows that cannot be trained on, or are too long.
@@ -61,6 +67,9 @@ class Renders:
         for row in (lengths > self.limit).nonzero()[0].tolist() if self.limit else ():
             cut = int(lengths[row]) - self.limit
             long.append(Mark(table.source(row), f"{lengths[row]:,} tokens, {cut:,} more than {self.limit:,}"))
+        for row, share in split_shares(table.ids, table.offsets, self.split):
+            detail = f"{share:.0%} of its tokens are unknown or single bytes"
+            marks.setdefault(UNKNOWN_TOKENS.name, []).append(Mark(table.source(row), detail))
         return len(table.ids), int(table.loss_tokens)
 
 
@@ -81,4 +90,6 @@ def rendering_of(recipe: Recipe) -> tuple[Renders, str]:
     tokenizer = load_tokenizer(recipe.base)
     key = tokenizer_fingerprint(tokenizer)
     limit = 0 if recipe.objective.concatenates_rows else recipe.data.max_length
-    return Renders(Tokenizer(renders(recipe), Renderer(tokenizer), 0.0), limit, recipe.objective.head), key
+    return Renders(
+        Tokenizer(renders(recipe), Renderer(tokenizer), 0.0), limit, recipe.objective.head, split_ids(tokenizer)
+    ), key

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from tunesmith.checks.rendering import Renders
     from tunesmith.config.recipe import Recipe
 
-OF_RECIPES = ("unusable", "over_max_length")
+OF_RECIPES = ("unusable", "over_max_length", "unknown_tokens")
 """Checks that need a tokenizer and an objective."""
 
 
