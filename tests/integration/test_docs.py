@@ -142,6 +142,7 @@ def test_all_commands_of_a_page_parse(page: Path) -> None:
         ("preferences", "preference_speed"),
         ("preferences", "ranking_coverage"),
         ("deciding", "compare_simulation"),
+        ("data-checks", "data_check_faults"),
     ],
 )
 def test_a_page_contains_the_measured_table(page: str, result: str) -> None:
