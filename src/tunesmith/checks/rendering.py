@@ -83,8 +83,8 @@ def rendering_of(recipe: Recipe) -> tuple[Renders, str]:
         UserError: its tokenizer cannot be loaded.
     """
     from tunesmith.data.cache import tokenizer_fingerprint
-    from tunesmith.data.prepare import renders
     from tunesmith.data.render import Renderer
+    from tunesmith.data.rendered import renders
     from tunesmith.models.load import load_tokenizer
 
     tokenizer = load_tokenizer(recipe.base)

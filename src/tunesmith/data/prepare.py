@@ -13,7 +13,6 @@ from transformers import PreTrainedTokenizerBase
 from tunesmith.cache_directory import cache_directory
 from tunesmith.config import extensions
 from tunesmith.config.data import Data
-from tunesmith.config.extensions import UsersCodeError, failures_named
 from tunesmith.config.mix import MixSource
 from tunesmith.config.recipe import Recipe
 from tunesmith.data import cache
@@ -22,12 +21,12 @@ from tunesmith.data.format_detection import chosen_format
 from tunesmith.data.length_policy import apply_length_policy
 from tunesmith.data.mix import field_of, mixed
 from tunesmith.data.read import Row, fingerprint, read
-from tunesmith.data.render import Renderer, Rendering
+from tunesmith.data.render import Renderer
+from tunesmith.data.rendered import ChatsOrText, renders, takes_text
 from tunesmith.data.report import SHOWN, DataReport
 from tunesmith.data.row_formats import to_example
 from tunesmith.data.split import fold, is_held_out
-from tunesmith.data.template import UnusableError
-from tunesmith.data.tokenize import Chunk, Renders, Tokenizer
+from tunesmith.data.tokenize import Chunk, Tokenizer
 from tunesmith.data.tokens import TableBuilder, TokenTable
 from tunesmith.errors import UserError
 
@@ -275,55 +274,17 @@ def _tokenize(
 ) -> _Part:
     """A source's rows as tokens. Raw text that is mixed with chats has a loss on all tokens, and is split."""
     objective, accepted = renders(recipe), recipe.objective.formats
-    takes_text = is_mixed and _takes_text(recipe)
-    if takes_text:
-        objective = _ChatsOrText(objective)
+    with_text = is_mixed and takes_text(recipe)
+    if with_text:
+        objective = ChatsOrText(objective)
     sides = (TableBuilder(), TableBuilder())
     for chunk in Tokenizer(objective, renderer, held_out).all(examples(data, accepted, data.train, report)):
         for builder, side in zip(sides, chunk.sides, strict=True):
             builder.extend(side)
         _count(chunk, report)
-    if takes_text and report.format == "text" and data.overflow == "auto":
+    if with_text and report.format == "text" and data.overflow == "auto":
         data = data.model_copy(update={"overflow": "split"})
     return _Part(data, report.format, sides)
-
-
-@dataclass(frozen=True)
-class _UsersObjective:
-    """Names the row at which users' code fails; in a worker process too, whose traceback does not come back."""
-
-    objective: Renders
-    code: dict[str, str]
-
-    def render(self, renderer: Renderer, example: Example) -> list[Rendering]:
-        try:
-            with failures_named(self.code, UnusableError):
-                return self.objective.render(renderer, example)
-        except UsersCodeError as error:
-            raise UsersCodeError(f"{example.source}: {error}") from error.__cause__
-
-
-def renders(recipe: Recipe) -> Renders:
-    """The recipe's objective, as far as it renders rows. In a mix, it also renders raw text beside chats."""
-    own = _UsersObjective(recipe.objective, recipe.extensions) if recipe.extensions else recipe.objective
-    return _ChatsOrText(own) if recipe.data.mix and _takes_text(recipe) else own
-
-
-def _takes_text(recipe: Recipe) -> bool:
-    """Whether raw text can be mixed with its rows."""
-    return not recipe.objective.formats and recipe.objective.bases == ("decoder",)
-
-
-@dataclass(frozen=True)
-class _ChatsOrText:
-    """Renders rows of a mix: raw text with loss on all tokens, chats as the objective does."""
-
-    objective: Renders
-
-    def render(self, renderer: Renderer, example: Example) -> list[Rendering]:
-        if example.messages is None:
-            return renderer.render(example, learn="all")
-        return self.objective.render(renderer, example)
 
 
 def _count(chunk: Chunk, report: DataReport) -> None:
