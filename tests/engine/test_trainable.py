@@ -306,7 +306,7 @@ def test_completions_that_cannot_share_their_prompt_count_with_a_copy_of_it() ->
         scores = (0.0,) * (len(lengths) - 1)
         rows.append((np.zeros(len(at), np.int32), at >= lengths[0], Source("rows", number), None, (lengths, scores)))
     found = {}
-    for method in ("lora", "prompt"):
+    for method in ("lora", "prefix", "prompt", "ptuning"):
         recipe = Recipe.load(
             {
                 "data": {"train": "rows.jsonl"},
@@ -318,8 +318,8 @@ def test_completions_that_cannot_share_their_prompt_count_with_a_copy_of_it() ->
         plan = BatchPlan(recipe, TokenTable.build(reversed(rows)), 100)
         assert [plan.layout(True).batches.step(step) for step in range(2)] == [[[0, 1]], [[2]]]
         found[method] = [plan.layout(packed).largest_batch for packed in (True, False)]
-    assert found["lora"] == [[0, 1], [2]]  # 100 tokens each, of which the first is found; 4 × 70 with copies
-    assert found["prompt"] == [[2], [2]]
+    assert found["lora"] == found["prefix"] == [[0, 1], [2]]  # 100 tokens each, so the first; 4 × 70 with copies
+    assert found["prompt"] == found["ptuning"] == [[2], [2]]
 
 
 def test_padded_batches_are_as_wide_as_their_longest_row() -> None:

@@ -33,6 +33,10 @@ class MethodConfig(Strict, ABC):
     """Factor on its learning rate for classification. A row has one label where a text has a hundred tokens, so
     gradients are noisier, and methods that train large matrices need smaller steps."""
 
+    copies_prompts: ClassVar[bool] = False
+    """Whether each completion of a prompt needs a copy of it, since what the method puts before a text is computed with
+    the text."""
+
     @property
     def virtual_tokens(self) -> int:
         """Positions of the model's context that the method uses for itself."""

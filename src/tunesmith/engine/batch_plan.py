@@ -127,7 +127,7 @@ class BatchPlan:
         """The lengths of the documents that each row is computed as: of completions that cannot share their prompt's
         computation, each has a copy of it."""
         completions = self.table.completions
-        if completions is None or (packed and not self.recipe.method.virtual_tokens):
+        if completions is None or (packed and not self.recipe.method.copies_prompts):
             return [[length] for length in self.table.lengths.tolist()]
         rows = (completions.of(row)[0] for row in range(len(self.table)))
         return [[shared + length for length in own] for shared, *own in rows]

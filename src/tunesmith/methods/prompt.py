@@ -34,6 +34,7 @@ class Prompt(MethodConfig):
 
     formula: ClassVar[str] = "[P; E(x)]"
     choose: ClassVar[str] = "Large models, many tasks, fewest parameters to store. Learns little on small models."
+    copies_prompts: ClassVar[bool] = True
 
     @property
     def virtual_tokens(self) -> int:

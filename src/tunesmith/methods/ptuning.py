@@ -36,6 +36,7 @@ class PTuning(MethodConfig):
 
     formula: ClassVar[str] = "[g(P); E(x)], g an MLP"
     choose: ClassVar[str] = "If prompt tuning learns too slowly. Larger models; trains more parameters than it saves."
+    copies_prompts: ClassVar[bool] = True
 
     @property
     def is_resumable(self) -> bool:
