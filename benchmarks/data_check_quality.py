@@ -4,7 +4,8 @@
 
 Into a copy of each set, faults of each kind are planted in rows of their own, drawn with a seed; the copy and the set
 as it is are checked. Recall: planted rows that the check for this fault marks. Precision: of the rows that it marks,
-those in which a fault was planted that it is about (a wrong label may contradict another row, and the other way round).
+those in which a fault was planted that it is about: a wrong label may contradict another row, and the other way round;
+a text that was replaced by one in another language lacks the last line of the others, and its label is another's.
 Rows that it marks in the set as it is too are not counted there, because no one has read whether they are faulty: they
 are the last column. Intervals are Wilson's, 95 %.
 
@@ -158,7 +159,7 @@ def table(found: dict[str, Any]) -> str:
             recall, precision = share(row["found"], row["planted"]), share(row["right"], row["right"] + row["false"])
             check = f"`{row['check']}`"
             cells = (name, row["fault"], check, row["planted"], recall, precision, f"{row['marked_before']:,}")
-            lines.append("| " + " | ".join(map(str, cells)) + " |")
+            lines.append(("| " + " | ".join(map(str, cells)) + " |").replace("|  |", "| |"))
     return "\n".join(lines) + "\n"
 
 

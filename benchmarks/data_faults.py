@@ -219,6 +219,9 @@ def has_answers(each: Any, row: Fields) -> bool:
     return bool(each.prompt)
 
 
+REPLACED = ("truncated_answers", "contradictions", "suspicious_labels")
+"""A text that stands in the place of many others has their labels, and not their last line."""
+
 FAULTS = (
     Fault("personal data", "personal_data", planted(personal)),
     Fault("secret", "secrets", planted(secret)),
@@ -227,7 +230,7 @@ FAULTS = (
     Fault("HTML", "html", planted(lambda draw: draw.choice(TAGS))),
     Fault("control token", "control_tokens", planted(lambda draw: draw.choice(TOKENS))),
     Fault("cut answer", "truncated_answers", cut, has_answers),
-    Fault("other language", "wrong_language", foreign),
+    Fault("other language", "wrong_language", foreign, also=REPLACED),
     Fault("wrong label", "suspicious_labels", mislabeled, has_labels, also=("contradictions",)),
     Fault("contradiction", "contradictions", contradicting, has_output, True, ("suspicious_labels",)),
     Fault("leaked row", "leakage", leaked, has_test, True),

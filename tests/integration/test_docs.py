@@ -143,6 +143,7 @@ def test_all_commands_of_a_page_parse(page: Path) -> None:
         ("preferences", "ranking_coverage"),
         ("deciding", "compare_simulation"),
         ("data-checks", "data_check_faults"),
+        ("data-safety", "data_check_quality"),
     ],
 )
 def test_a_page_contains_the_measured_table(page: str, result: str) -> None:
