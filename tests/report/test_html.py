@@ -68,6 +68,20 @@ def test_the_page_shows_curves_counts_and_costs_and_loads_nothing_external(run: 
     assert not re.search(r"""\s(src|href)\s*=|@import|url\(|<script|<link""", page)
 
 
+def test_samples_of_a_policy_are_shown_over_time(run: Path) -> None:
+    """Of five phases of nine, the first and the last among them."""
+    assert "Samples over time" not in page_of(run)
+    for step in range(0, 90, 10):
+        add(run, event="sample", step=step, prompt=f"asked {step}", completion=f"wrote {step}", reward=step / 8)
+    add(run, event="sample", prompt=HOSTILE, completion=None, reward="NaN")
+    page = page_of(run)
+    assert "in 5 of 9 phases" in page
+    assert [step for step in range(0, 90, 10) if f"<td>wrote {step}</td>" in page] == [0, 20, 40, 60, 80]
+    assert '<td>wrote 80</td><td class="n">10.000</td>' in page
+    assert "<td>(nothing)</td>" in page
+    assert "<script" not in page
+
+
 def test_text_from_rows_never_becomes_markup(run: Path) -> None:
     (run / "evaluation.json").write_text(json.dumps(evaluation(HOSTILE)), encoding="utf-8")
     with (run / "recipe.yaml").open("a", encoding="utf-8") as file:

@@ -23,6 +23,7 @@ from tunesmith.report.formatting import (
     size,
     sizes,
 )
+from tunesmith.report.sampled import sampled
 from tunesmith.run import Event, Run, atomic_write, writing
 
 COUNTS = {
@@ -128,6 +129,7 @@ def _shown(run: Run) -> dict[str, Any]:
         "outcome": _outcome(kinds, comparison),
         "facts": _facts(kinds, run, provenance),
         "figures": [Markup(chart) for chart in curves(kinds.get("step", []), kinds.get("evaluation", []), unit)],
+        "sampled": sampled(kinds.get("sample", [])),
         "counts": [
             (label, _with_share(data, name))
             for name, label in COUNTS.items()
