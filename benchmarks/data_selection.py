@@ -2,8 +2,8 @@
 
     python benchmarks/data_selection.py [--seeds 5]
 
-From a pool of rows (data_quality.py's: messages that MiniLM learns to classify, and word problems that the embedded base
-learns to write), `data select` chooses a fourth by diversity (by words, and by MiniLM's vectors), by quality, and by
+From a pool of rows (data_quality.py's: messages that MiniLM learns to classify, and word problems that the embedded
+base learns to write), `data select` chooses a fourth by diversity (by words, and by MiniLM's vectors), by quality, by
 difficulty (of the embedded base, for the word problems), and at random. All train for the same steps; the loss is on
 the same held-out rows. Each trial is a line of results/data_selection.jsonl; finished ones are not repeated. One core.
 """

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from tunesmith.config.recipe import Recipe
     from tunesmith.config.schema import recipe_schema
     from tunesmith.config.suggestion import init
+    from tunesmith.curation.augment import data_augment
     from tunesmith.curation.balance import data_balance
     from tunesmith.curation.clean import data_clean
     from tunesmith.curation.diff import data_diff
@@ -86,6 +87,7 @@ _MODULES = {
     "classify": "tunesmith.inference.verbs",
     "combine": "tunesmith.exporting.combine",
     "compare": "tunesmith.comparing.compare",
+    "data_augment": "tunesmith.curation.augment",
     "data_balance": "tunesmith.curation.balance",
     "data_clean": "tunesmith.curation.clean",
     "data_diff": "tunesmith.curation.diff",
@@ -146,6 +148,7 @@ __all__ = [
     "classify",
     "combine",
     "compare",
+    "data_augment",
     "data_balance",
     "data_clean",
     "data_diff",

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from command import typed
 from curated import read, sentence, write
+from scripted_server import scripted
 from settings_coverage import shows
 
 from tunesmith.curation.verdicts import digest_of_line
@@ -107,7 +108,7 @@ def test_diff_compares_two_files(here: Path) -> None:
 
 
 @shows("tunesmith data clean sources", "tunesmith data clean --output", "tunesmith data clean --do",
-       "tunesmith data clean --verdicts", "tunesmith data clean --keep-secrets", "tunesmith data clean --seed",
+       "tunesmith data clean --against", "tunesmith data clean --verdicts", "tunesmith data clean --keep-secrets", "tunesmith data clean --seed",
        "tunesmith data restore cleaned", "tunesmith data restore --output")  # fmt: skip
 def test_clean_writes_what_is_left_and_restore_undoes_it(here: Path) -> None:
     rows = read(here / "rows.jsonl")
@@ -129,6 +130,9 @@ def test_clean_writes_what_is_left_and_restore_undoes_it(here: Path) -> None:
                "personal_data=drop", "--verdicts", "verdicts.jsonl")  # fmt: skip
     assert "Wrote c.jsonl: 59 of 61 rows (2 dropped, 59 kept)." in out
     assert "verdicts: 1 drop" in out
+    write(here / "test.jsonl", rows[20:23])
+    data("clean", "dirty.jsonl", "--output", "e.jsonl", "--against", "test.jsonl")
+    assert not {20, 21, 22} & set(days("e.jsonl"))
     assert "--do nothing: write CHECK=ACTION" in data(
         "clean", "dirty.jsonl", "--output", "d.jsonl", "--do", "nothing", code=2
     )
@@ -173,3 +177,23 @@ def test_select_chooses_rows(here: Path, tiny_model: Path) -> None:
     assert len({json.dumps(each) for each in chosen}) >= 4
     err = data("select", 4, "chats.jsonl", "--output", "b.jsonl", "--model", "nowhere", code=2)
     assert "nowhere" in err
+
+
+@shows("tunesmith data augment sources", "tunesmith data augment --output", "tunesmith data augment --template",
+       "tunesmith data augment --model", "tunesmith data augment --language", "tunesmith data augment --back-to",
+       "tunesmith data augment --share", "tunesmith data augment --seed")  # fmt: skip
+def test_augment_adds_marked_rows(here: Path) -> None:
+    def made(file: str) -> list[dict[str, Any]]:
+        return [row for row in read(Path(file)) if "synthetic" in row]
+
+    out = data("augment", "rows.jsonl", "--output", "a.jsonl", "--template", "Hello. {prompt}", "--share", 0.1)
+    assert "Wrote a.jsonl: 66 rows, 6 of them synthetic (9%)." in out
+    assert all(row["text"].startswith("Hello. ") for row in made("a.jsonl"))
+    data("augment", "rows.jsonl", "--output", "b.jsonl", "--template", "Hello. {prompt}", "--share", 0.1, "--seed", 1)
+    assert made("a.jsonl") != made("b.jsonl")
+    with scripted(lambda body: f"{body['messages'][-1]['content']}"[::-1]) as server:
+        data("augment", "rows.jsonl", "--output", "c.jsonl", "--model", server.url, "--share", 0.02)
+        data("augment", "rows.jsonl", "--output", "d.jsonl", "--model", server.url, "--share", 0.02,
+             "--language", "Danish", "--back-to", "Dutch")  # fmt: skip
+    asked = " ".join(str(body["messages"][-1]["content"]) for body in server.asked)
+    assert all(part in asked for part in ("in other words", "into Danish.", "into Dutch."))

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.text import Text
 
-from tunesmith.cli.data_acts import balance, diff, sample, select, split
+from tunesmith.cli.data_acts import augment, balance, diff, sample, select, split
 from tunesmith.cli.data_check import check
 from tunesmith.cli.data_clean import clean, restore
 from tunesmith.cli.data_review import review
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from tunesmith.data.show import Shown
 
 data = typer.Typer(help="Look at the data, check it, change it, and convert human feedback.", no_args_is_help=True)
-for command in (check, clean, restore, review, split, balance, sample, select, diff):
+for command in (check, clean, restore, review, split, balance, sample, select, augment, diff):
     data.command()(command)
 
 TOKEN_COLORS = ("", "on grey30")

@@ -113,6 +113,36 @@ def select(
         console.print(part, soft_wrap=True)
 
 
+def augment(
+    sources: Sources,
+    output: Output,
+    template: Annotated[
+        list[str] | None, typer.Option(help="A text with {prompt} in it, around the prompts of rows.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="A model that puts prompts in other words: a run, a name, http://HOST/v1#MODEL.")
+    ] = None,
+    language: Annotated[str | None, typer.Option(help="Have the model translate into it and back instead.")] = None,
+    back_to: Annotated[str, typer.Option(help="The language of the rows, with --language.")] = "English",
+    share: Annotated[float, typer.Option(help="The most that synthetic rows are of all rows.")] = 0.2,
+    seed: Seed = 0,
+) -> None:
+    """Add synthetic rows: the same answers to prompts in other words. Each is marked, with its parent, and checked."""
+    with quick_imports():
+        from tunesmith.curation.augment import data_augment
+        from tunesmith.report.curation import augmented_parts
+        from tunesmith.report.progress import Progress
+
+    console = Console(highlight=False)
+    with Progress(console) as progress:
+        found = data_augment(
+            sources, output, templates=template or [], model=model, language=language, back_to=back_to, share=share,
+            seed=seed, subscribers=[progress],
+        )  # fmt: skip
+    for part in augmented_parts(found):
+        console.print(part, soft_wrap=True)
+
+
 def diff(
     a: Annotated[str, typer.Argument(help="The rows before: a file, a directory, a glob or a recipe.")],
     b: Annotated[str, typer.Argument(help="The rows after.")],

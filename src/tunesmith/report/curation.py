@@ -11,6 +11,7 @@ from rich.text import Text
 from tunesmith.report.colors import WARNING
 
 if TYPE_CHECKING:
+    from tunesmith.curation.augment import Augmented
     from tunesmith.curation.balance import Balance
     from tunesmith.curation.clean import Cleaned
     from tunesmith.curation.diff import Difference
@@ -130,6 +131,21 @@ def selection_parts(selection: "Selection") -> list[RenderableType]:
         hopeless = f"{selection.hopeless:,} rows come last: their prompts do not help the model with their answers."
         parts.append(Text(hopeless, style=WARNING))
     return parts + malformed_lines(selection.malformed)
+
+
+def augmented_parts(augmented: "Augmented") -> list[RenderableType]:
+    """What `data_augment` wrote.
+
+    Args:
+        augmented: its result.
+    """
+    total = augmented.rows + augmented.synthetic
+    share = augmented.synthetic / max(1, total)
+    parts: list[RenderableType] = [
+        Text(f"Wrote {augmented.file}: {total:,} rows, {augmented.synthetic:,} of them synthetic ({share:.0%}).")
+    ]
+    parts += [Text(f"left out: {count:,} synthetic rows, {why}") for why, count in augmented.left_out.items()]
+    return parts + malformed_lines(augmented.malformed)
 
 
 def diff_parts(difference: "Difference") -> list[RenderableType]:
