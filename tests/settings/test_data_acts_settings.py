@@ -108,7 +108,8 @@ def test_diff_compares_two_files(here: Path) -> None:
 
 
 @shows("tunesmith data clean sources", "tunesmith data clean --output", "tunesmith data clean --do",
-       "tunesmith data clean --against", "tunesmith data clean --verdicts", "tunesmith data clean --keep-secrets", "tunesmith data clean --seed",
+       "tunesmith data clean --against", "tunesmith data clean --verdicts",
+       "tunesmith data clean --keep-secrets", "tunesmith data clean --seed",
        "tunesmith data restore cleaned", "tunesmith data restore --output")  # fmt: skip
 def test_clean_writes_what_is_left_and_restore_undoes_it(here: Path) -> None:
     rows = read(here / "rows.jsonl")
