@@ -12,7 +12,6 @@ from tunesmith.checks.result import Mark
 from tunesmith.checks.sketch import hash_of
 from tunesmith.checks.table_check import TableCheck
 from tunesmith.statistics.association import Association, associated
-from tunesmith.statistics.differences import holm
 
 if TYPE_CHECKING:
     from tunesmith.checks.table import Table
@@ -88,6 +87,10 @@ def associations(table: "Table") -> list[GroupAssociation]:
     for each in _all(table):
         others += each is None
         found += [each] if each is not None else []
+    if not found:
+        return []
+    from tunesmith.statistics.differences import holm
+
     adjusted = holm([*(each.association.p_value for each in found), *[1.0] * others])[: len(found)]
     notable = [
         each for each, p in zip(found, adjusted, strict=True) if p < 0.05 and each.association.interval[0] > NOTABLE

@@ -29,10 +29,11 @@ SURE, SURE_OF_SHORT, SHORT = 0.8, 0.93, 80
 MAIN = 0.5
 """The share of the rows whose language is known that the main language has, at least."""
 
-_ENGLISH = (" of ", " and ", " is ", " to ", " that ", " for ", " you ", " a ", " in ")
-"""Beside “the”, and without an accent, only English has two of these: most rows of an English set need no model."""
+_ENGLISH = frozenset("of and is to that for you a in with are this they it from your was on by an as be".split())
+_ENOUGH = 3
+"""Beside “the”, and without an accent, only English has so many of these: most rows of an English set need no model."""
 
-_CODE = re.compile(r"```.*?(?:```|$)|`[^`\n]*`|https?://\S+|\S+@\S+", re.DOTALL)
+_CODE = re.compile(r"```.*?(?:```|$)|`[^`\n]*`|https?://\S+|[\w.+-]{1,64}@\S+", re.DOTALL)
 _BLANK = re.compile(r"[\W\d_]+")
 
 
@@ -46,9 +47,12 @@ def language(text: str) -> str:
         ISO 639-1, such as `en`, or 639-3 where there is none; empty if the text is too short or it is not sure.
     """
     head = text[: 2 * CHARACTERS]
-    if " the " in head and head.isascii() and sum(word in head for word in _ENGLISH) >= 2:
+    if " the " in head and head.isascii() and len(_ENGLISH.intersection(head.split())) >= _ENOUGH:
         return "en"
-    words = _BLANK.sub(" ", _CODE.sub(" ", text[: 8 * CHARACTERS])).strip()[:CHARACTERS]
+    head = text[: 4 * CHARACTERS]
+    if "`" in head or "://" in head or "@" in head:
+        head = _CODE.sub(" ", text[: 16 * CHARACTERS])[: 4 * CHARACTERS]
+    words = _BLANK.sub(" ", head).strip()[:CHARACTERS]
     letters = len(words) - words.count(" ")
     if (letters < LETTERS and words.isascii()) or letters < 4:
         return ""

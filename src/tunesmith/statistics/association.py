@@ -5,8 +5,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from tunesmith.statistics.bootstrap import Interval
-
 DRAWS = 4_000
 """Of the posterior, for an interval."""
 
@@ -24,7 +22,7 @@ class Association:
     """
 
     npmi: float
-    interval: Interval
+    interval: tuple[float, float]
     p_value: float
     both: int
     expected: float
