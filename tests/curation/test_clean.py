@@ -132,6 +132,14 @@ def test_a_duplicate_takes_the_place_of_a_row_that_is_dropped(tmp_path: Path) ->
     assert [entry["fate"] for entry in entries(found)] == ["dropped", "kept", "kept", "dropped"]
 
 
+def test_a_copy_of_a_near_duplicate_is_dropped_with_it(tmp_path: Path) -> None:
+    long = {"question": "What is told here?", "answer": f"{sentence(1, 60)}."}
+    near = {**long, "answer": f"{sentence(1, 60)} indeed."}
+    found = data_clean(write(tmp_path / "rows.jsonl", [long, near, near, long, near]), tmp_path / "clean.jsonl")
+    assert read(found.file) == [long]
+    assert [entry["fate"] for entry in entries(found)] == ["kept", *["dropped"] * 4]
+
+
 def test_verdicts_keep_drop_and_relabel(tmp_path: Path) -> None:
     rows = [{"sentence": sentence(n), "intent": n % 2, "id": n} for n in range(5)]
     rows[3] |= {"sentence": rows[1]["sentence"]}

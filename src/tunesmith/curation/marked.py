@@ -82,6 +82,9 @@ class Representatives:
             marks: of checks of duplicates.
         """
         if not is_kept:
+            kept = next((row for row in map(self.repeats, marks) if row is not None), None)
+            if kept is not None:  # what repeats this row repeats that one, too
+                self._instead[source] = kept
             self._dropped.add(source)
             return
         for mark in marks:
