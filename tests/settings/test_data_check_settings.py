@@ -59,6 +59,17 @@ def test_a_base_tells_which_rows_are_too_long() -> None:
     assert "over_max_length" not in checks()
 
 
+@shows("tunesmith data check --encoder")
+def test_an_encoder_finds_rows_that_mean_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TUNESMITH_CACHE")  # the encoder may be there
+    texts = ["How can I reset my password?", "My cat sleeps all day.", "How do I reset my password?"]
+    Path("texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
+    result = run("texts.jsonl", "--json", "--encoder", "all-minilm-l6-v2", "--no-cache")
+    found = {check["name"]: [row["row"] for row in check["rows"]] for check in json.loads(result.stdout)["checks"]}
+    assert found["semantic_duplicates"] == [3]
+    assert "semantic_duplicates" not in checks()
+
+
 @shows("tunesmith data check --rows")
 def test_as_many_rows_are_listed_as_asked_and_all_are_counted() -> None:
     result = run("rows.jsonl", "--json", "--only", "contradictions", "--rows", "0")

@@ -47,6 +47,7 @@ def check_data(
     skip: Sequence[str] = (),
     against: Sequence[str | Path] = (),
     groups: Sequence[str | Path] = (),
+    encoder: str = "",
     subscribers: Iterable[Subscriber] = (),
     cache: bool = True,
 ) -> DataChecks:
@@ -59,6 +60,7 @@ def check_data(
         skip: names of checks to leave out.
         against: held-out files or benchmarks that the rows must not have anything in common with.
         groups: YAML files with further words for groups of people (`tunesmith.checks.groups.read_lexicon`).
+        encoder: a model that embeds texts, to find rows that mean the same; empty for none.
         subscribers: receive `progress` events (what, done, total).
         cache: whether what is known of the same content is used.
 
@@ -72,14 +74,16 @@ def check_data(
     subject = subject_of(paths, against)
     if subject.renders is None:
         names = [name for name in names if name not in OF_RECIPES]
+    if not encoder:
+        names = [name for name in names if name != "semantic_duplicates"]
     lexicon = read_lexicon(groups)
-    directory = cache_directory() / "data-checks" / _key(subject, names, lexicon)
+    directory = cache_directory() / "data-checks" / _key(subject, names, lexicon, encoder)
     if cache:
         with suppress(OSError, ValueError, KeyError, TypeError):
             return read_result(directory)
     else:
         shutil.rmtree(directory, ignore_errors=True)
-    return _Run(subject, directory, names, lexicon, Events(*subscribers)).all()
+    return _Run(subject, directory, names, lexicon, encoder, Events(*subscribers)).all()
 
 
 def subject_of(paths: str | Path | Recipe | Subject | Sequence[str | Path], against: Sequence[str | Path]) -> Subject:
@@ -103,12 +107,19 @@ class _Run:
     """One check of some files."""
 
     def __init__(
-        self, subject: Subject, directory: Path, names: Sequence[str], lexicon: Lexicon, events: Events
+        self,
+        subject: Subject,
+        directory: Path,
+        names: Sequence[str],
+        lexicon: Lexicon,
+        encoder: str,
+        events: Events,
     ) -> None:
         self._subject = subject
         self._directory = directory
         self._checks = [registry.load(name) for name in names]
         self._lexicon = lexicon
+        self._encoder = encoder
         self._events = events
 
     def all(self) -> DataChecks:
@@ -132,7 +143,7 @@ class _Run:
     def _scan(self) -> Table:
         files, others = self._subject.files, self._subject.others
         table = Table.open(self._directory / "rows")
-        table.files, table.groups = files, self._lexicon.groups
+        table.files, table.groups, table.encoder = files, self._lexicon.groups, self._encoder
         views = tuple(sorted({view for check in self._checks if isinstance(check, TableCheck) for view in check.views}))
         row_checks = [check for check in self._checks if isinstance(check, RowCheck)]
         scanner = Scanner(row_checks, views, self._lexicon, renders=self._subject.renders)
@@ -229,12 +240,16 @@ def _refuse_changed(each: Input) -> None:
         raise UserError(f"{each.name} changed while it was read. Check it again once nothing writes it.")
 
 
-def _key(subject: Subject, names: Sequence[str], lexicon: Lexicon) -> str:
+def _key(subject: Subject, names: Sequence[str], lexicon: Lexicon, encoder: str) -> str:
     """What everything that is found depends on: contents, names, formats, checks and their code."""
     parts: list[Any] = [
         [[each.name, each.key, each.layout.format, dict(each.layout.columns), each.held_out] for each in side]
         for side in (subject.files, subject.others)
     ]
+    if encoder:
+        from tunesmith.inference.model_reference import fingerprint_of
+
+        parts.append(fingerprint_of(encoder))
     parts += [subject.key, list(names), lexicon.groups, dict(lexicon.terms), dict(lexicon.sentiment), _code()]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode("utf-8", "surrogatepass")).hexdigest()[:32]
 

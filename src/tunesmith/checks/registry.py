@@ -27,6 +27,7 @@ CHECKS = {
     "prompt_injections": "tunesmith.checks.injections:PROMPT_INJECTIONS",
     "exact_duplicates": "tunesmith.checks.repetition:EXACT_DUPLICATES",
     "near_duplicates": "tunesmith.checks.repetition:NEAR_DUPLICATES",
+    "semantic_duplicates": "tunesmith.checks.semantic:SEMANTIC_DUPLICATES",
     "repeated_answers": "tunesmith.checks.repetition:REPEATED_ANSWERS",
     "repeated_openings": "tunesmith.checks.repetition:REPEATED_OPENINGS",
     "contradictions": "tunesmith.checks.contradiction:CONTRADICTIONS",

@@ -34,6 +34,7 @@ class Table:
         openings: rows that are checked, by the first words of their answer.
         tokens, loss_tokens: of the rows that are checked, as a recipe renders them; 0 without one.
         files: that are checked, to read rows again.
+        encoder: the model that tells which rows mean the same; empty for none.
         groups: (dimension, group) of each bit of the column `groups`.
     """
 
@@ -48,6 +49,7 @@ class Table:
     tokens: int = 0
     loss_tokens: int = 0
     files: Sequence[Input] = ()
+    encoder: str = ""
     groups: tuple[tuple[str, str], ...] = ()
     _files: list[str] = field(default_factory=list)
     _firsts: list[int] = field(default_factory=list)

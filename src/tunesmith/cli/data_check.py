@@ -32,6 +32,9 @@ def check(
     base: Annotated[
         str | None, typer.Option(help="Also render and tokenize as for this base: rows that are too long or unusable.")
     ] = None,
+    encoder: Annotated[
+        str, typer.Option(help="Also find rows that mean the same, by this encoder: all-minilm-l6-v2.")
+    ] = "",
     groups: Annotated[
         list[str] | None, typer.Option(help="YAML files with further words for groups of people.")
     ] = None,
@@ -69,6 +72,7 @@ def check(
             skip=_names(skip),
             against=against or [],
             groups=groups or [],
+            encoder=encoder,
             subscribers=[progress],
             cache=cache,
         )
