@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import logging
 from subprocess import CompletedProcess
 from typing import Any
 from unittest.mock import patch
@@ -19,6 +20,8 @@ class Terminal(io.StringIO):
 def typed(*arguments: str, given: str = "", in_terminal: bool = False) -> CompletedProcess[str]:
     """Run `tunesmith ARGUMENTS` with `given` on stdin, or typed in a terminal; returns exit code, stdout and stderr."""
     out, err = io.StringIO(), io.StringIO()
+    logger = logging.getLogger("tunesmith")
+    handlers = logger.handlers
     with (
         patch("sys.argv", ["tunesmith", *arguments]),
         patch("sys.stdin", Terminal(given) if in_terminal else io.StringIO(given)),
@@ -30,6 +33,8 @@ def typed(*arguments: str, given: str = "", in_terminal: bool = False) -> Comple
             code = 0
         except SystemExit as end:
             code = end.code if isinstance(end.code, int) else 0 if end.code is None else 1
+        finally:
+            logger.handlers = handlers  # the command's own writes to `err`
     return CompletedProcess([*arguments], code, out.getvalue(), err.getvalue())
 
 
