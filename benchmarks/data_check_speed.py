@@ -62,7 +62,7 @@ def run(command: list[str], **environment: str) -> dict[str, Any]:
     most = 0
     while process.poll() is None:
         most = max(most, _memory(process))
-        time.sleep(0.2)
+        time.sleep(1.0)  # each look costs a worker's time
     if process.returncode:
         raise RuntimeError(f"{' '.join(command)} failed with exit code {process.returncode}")
     after = os.times()

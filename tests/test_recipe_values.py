@@ -71,7 +71,8 @@ def test_data_and_base_have_the_documented_defaults() -> None:
     assert recipe.data.model_dump() == {
         "train": ["a.csv"], "held_out": 0.05, "folds": None, "fold": None, "format": "auto", "columns": {},
         "max_length": 1024, "overflow": "auto", "max_malformed": 0.01, "skip_unusable": False, "pack": True,
-        "replay": [], "replay_share": 0.1, "cache": True, "checks": False, "clean": False, "mix": {}, "order": "as_drawn",
+        "replay": [], "replay_share": 0.1, "cache": True, "checks": False, "clean": False,
+        "mix": {}, "order": "as_drawn",
     }  # fmt: skip
     assert recipe.base.model_dump() == {
         "path": "embedded", "revision": None, "weights": "auto", "double_quantization": True, "from_scratch": False,

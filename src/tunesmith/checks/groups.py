@@ -53,8 +53,8 @@ class Lexicon:
         return {word.encode(): bit for word, bit in self.sentiment.items()}
 
     @cached_property
-    def _keys(self) -> tuple[frozenset[bytes], frozenset[bytes], frozenset[bytes]]:
-        return frozenset(self._words), frozenset(self._phrases), frozenset(self._sentiment)
+    def _known(self) -> frozenset[bytes]:
+        return frozenset({*self._words, *self._phrases, *self._sentiment})
 
     def bits(self, record: Record) -> tuple[int, int]:
         """The groups that a row names, and its sentiment, as bits.
@@ -62,12 +62,14 @@ class Lexicon:
         Args:
             record: of any format.
         """
-        words, phrases, rated = self._keys
-        found = _union(self._words[word] for word in words & record.words)
-        for word in phrases & record.words:
-            texts = [text.lower() for text in record.texts]
-            found |= _union(bit for term, bit in self._phrases[word] if any(term in text for text in texts))
-        return found, _union(self._sentiment[word] for word in rated & record.words)
+        found = sentiment = 0
+        for word in self._known & record.words:
+            found |= self._words.get(word, 0)
+            sentiment |= self._sentiment.get(word, 0)
+            if word in self._phrases:
+                texts = [text.lower() for text in record.texts]
+                found |= _union(bit for term, bit in self._phrases[word] if any(term in text for text in texts))
+        return found, sentiment
 
 
 def read_lexicon(paths: Iterable[str | Path] = ()) -> Lexicon:

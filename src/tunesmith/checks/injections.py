@@ -110,6 +110,9 @@ WORDINGS = (
     _wording(r"\bignor\w*\s+(?:\w+\s+){0,3}instruções\s+(?:\w+\s+)?anteriores\b", "instruções"),
 )
 
+_HINTS = frozenset[bytes]().union(*(wording.hints[0] for wording in WORDINGS))
+"""Of most texts no word is among these."""
+
 _OTHER_SCRIPTS = re.compile(
     r"(?:忽略|无视|無視|忘记)[^。\n]{0,8}(?:之前|以上|前面|先前|上述)[^。\n]{0,6}(?:指令|指示|提示)|"
     r"(?:以前|上記|これまで)の[^。\n]{0,6}指示[^。\n]{0,6}(?:無視|忘れ)|"
@@ -135,7 +138,7 @@ def injection(text: str, words: frozenset[bytes]) -> str | None:
         words: those of the text, and maybe of others, as `Record.words` has them.
     """
     low = ""
-    for wording in WORDINGS:
+    for wording in () if _HINTS.isdisjoint(words) else WORDINGS:
         if not any(hints.isdisjoint(words) for hints in wording.hints):
             low = low or text.lower()
             for hint in wording.hints[0] & words:
