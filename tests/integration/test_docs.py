@@ -132,6 +132,7 @@ def test_all_commands_of_a_page_parse(page: Path) -> None:
         ("exporting", "export_memory"),
         ("serving", "serve_load"),
         ("serving", "serve_threads"),
+        ("serving", "serve_adapters"),
         ("evaluation", "evaluation_study"),
         ("retrieval", "retrieval_speed"),
         ("evaluation", "judge_trust"),
