@@ -8,6 +8,7 @@ import pytest
 from settings_coverage import shows
 from typer.testing import CliRunner, Result
 
+import tunesmith
 from tunesmith.cli import app
 from tunesmith.errors import UserError
 from tunesmith.training.trainer import Trainer
@@ -68,6 +69,30 @@ def test_an_encoder_finds_rows_that_mean_the_same(monkeypatch: pytest.MonkeyPatc
     found = {check["name"]: [row["row"] for row in check["rows"]] for check in json.loads(result.stdout)["checks"]}
     assert found["semantic_duplicates"] == [3]
     assert "semantic_duplicates" not in checks()
+
+
+@shows("tunesmith data check --toxicity")
+def test_a_classifier_finds_toxic_texts() -> None:
+    import torch
+    from bytewise import byte_tokenizer
+    from families import config_of
+    from transformers import AutoModelForSequenceClassification
+
+    torch.manual_seed(0)
+    tokenizer = byte_tokenizer()
+    config = config_of("llama", len(tokenizer), pad_token_id=tokenizer.pad_token_id, initializer_range=0.2)
+    config.id2label, config.label2id = {0: "fine", 1: "toxic"}, {"fine": 0, "toxic": 1}
+    AutoModelForSequenceClassification.from_config(config).save_pretrained("classifier")
+    tokenizer.save_pretrained("classifier")
+    texts = [f"{word} {word}." for word in ("Good", "Bad", "Zebra", "quick", "0123", "x", "Mountain air", "!?")]
+    Path("talk.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
+    labels = [each.label for (each,) in tunesmith.load("classifier").classify(texts)]
+    assert {*labels} == {"fine", "toxic"}
+    for label in ("toxic", "fine"):
+        result = run("talk.jsonl", "--json", "--toxicity", f"classifier#{label}", "--no-cache")
+        found = {check["name"]: [row["row"] for row in check["rows"]] for check in json.loads(result.stdout)["checks"]}
+        assert found["toxicity"] == [row for row, each in enumerate(labels, 1) if each == label]
+    assert "toxicity" not in checks()
 
 
 @shows("tunesmith data check --rows")

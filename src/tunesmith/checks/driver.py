@@ -20,6 +20,7 @@ from tunesmith.checks.fingerprints import is_unchanged
 from tunesmith.checks.groups import Lexicon, read_lexicon
 from tunesmith.checks.inputs import Input, Task, tasks
 from tunesmith.checks.language import languages
+from tunesmith.checks.models import Models
 from tunesmith.checks.result import CheckResult, DataChecks, line_of, read_result, write_result
 from tunesmith.checks.scan import Part, Scanner, part_of, start
 from tunesmith.checks.shingles import kinds
@@ -48,6 +49,7 @@ def check_data(
     against: Sequence[str | Path] = (),
     groups: Sequence[str | Path] = (),
     encoder: str = "",
+    toxicity: str = "",
     subscribers: Iterable[Subscriber] = (),
     cache: bool = True,
 ) -> DataChecks:
@@ -61,6 +63,7 @@ def check_data(
         against: held-out files or benchmarks that the rows must not have anything in common with.
         groups: YAML files with further words for groups of people (`tunesmith.checks.groups.read_lexicon`).
         encoder: a model that embeds texts, to find rows that mean the same; empty for none.
+        toxicity: a model that classifies texts, some of them as toxic, or `NAME#LABEL`; empty for none.
         subscribers: receive `progress` events (what, done, total).
         cache: whether what is known of the same content is used.
 
@@ -74,16 +77,16 @@ def check_data(
     subject = subject_of(paths, against)
     if subject.renders is None:
         names = [name for name in names if name not in OF_RECIPES]
-    if not encoder:
-        names = [name for name in names if name != "semantic_duplicates"]
+    models = Models(encoder, toxicity)
+    names = [name for name in names if name not in models.lacking]
     lexicon = read_lexicon(groups)
-    directory = cache_directory() / "data-checks" / _key(subject, names, lexicon, encoder)
+    directory = cache_directory() / "data-checks" / _key(subject, names, lexicon, models)
     if cache:
         with suppress(OSError, ValueError, KeyError, TypeError):
             return read_result(directory)
     else:
         shutil.rmtree(directory, ignore_errors=True)
-    return _Run(subject, directory, names, lexicon, encoder, Events(*subscribers)).all()
+    return _Run(subject, directory, names, lexicon, models, Events(*subscribers)).all()
 
 
 def subject_of(paths: str | Path | Recipe | Subject | Sequence[str | Path], against: Sequence[str | Path]) -> Subject:
@@ -112,14 +115,14 @@ class _Run:
         directory: Path,
         names: Sequence[str],
         lexicon: Lexicon,
-        encoder: str,
+        models: Models,
         events: Events,
     ) -> None:
         self._subject = subject
         self._directory = directory
         self._checks = [registry.load(name) for name in names]
         self._lexicon = lexicon
-        self._encoder = encoder
+        self._models = models
         self._events = events
 
     def all(self) -> DataChecks:
@@ -143,7 +146,7 @@ class _Run:
     def _scan(self) -> Table:
         files, others = self._subject.files, self._subject.others
         table = Table.open(self._directory / "rows")
-        table.files, table.groups, table.encoder = files, self._lexicon.groups, self._encoder
+        table.files, table.groups, table.models = files, self._lexicon.groups, self._models
         views = tuple(sorted({view for check in self._checks if isinstance(check, TableCheck) for view in check.views}))
         row_checks = [check for check in self._checks if isinstance(check, RowCheck)]
         scanner = Scanner(row_checks, views, self._lexicon, renders=self._subject.renders)
@@ -240,16 +243,14 @@ def _refuse_changed(each: Input) -> None:
         raise UserError(f"{each.name} changed while it was read. Check it again once nothing writes it.")
 
 
-def _key(subject: Subject, names: Sequence[str], lexicon: Lexicon, encoder: str) -> str:
+def _key(subject: Subject, names: Sequence[str], lexicon: Lexicon, models: Models) -> str:
     """What everything that is found depends on: contents, names, formats, checks and their code."""
     parts: list[Any] = [
         [[each.name, each.key, each.layout.format, dict(each.layout.columns), each.held_out] for each in side]
         for side in (subject.files, subject.others)
     ]
-    if encoder:
-        from tunesmith.inference.model_reference import fingerprint_of
-
-        parts.append(fingerprint_of(encoder))
+    if models != Models():
+        parts += models.fingerprints
     parts += [subject.key, list(names), lexicon.groups, dict(lexicon.terms), dict(lexicon.sentiment), _code()]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode("utf-8", "surrogatepass")).hexdigest()[:32]
 

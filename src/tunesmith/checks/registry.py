@@ -25,6 +25,7 @@ CHECKS = {
     "secrets": "tunesmith.checks.secrets:SECRETS",
     "names": "tunesmith.checks.names:NAMES",
     "prompt_injections": "tunesmith.checks.injections:PROMPT_INJECTIONS",
+    "toxicity": "tunesmith.checks.toxicity:TOXICITY",
     "exact_duplicates": "tunesmith.checks.repetition:EXACT_DUPLICATES",
     "near_duplicates": "tunesmith.checks.repetition:NEAR_DUPLICATES",
     "semantic_duplicates": "tunesmith.checks.semantic:SEMANTIC_DUPLICATES",

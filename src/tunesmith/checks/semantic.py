@@ -63,7 +63,7 @@ def same_meaning(
 def _embedded(table: Table) -> tuple[list[Source], Vectors]:
     from tunesmith.metrics.similarity import encoder_of
 
-    encoder = encoder_of(table.encoder)
+    encoder = encoder_of(table.models.encoder)
     sources: list[Source] = []
     parts: list[Vectors] = []
     records = records_of(table)
@@ -80,5 +80,5 @@ SEMANTIC_DUPLICATES = TableCheck(
     "note",
     "Keep those that say it in another way on purpose; remove the others.",
     _semantic,
-    when=lambda table: bool(table.encoder) and table.records > 0,
+    when=lambda table: bool(table.models.encoder) and table.records > 0,
 )

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from tunesmith.checks.appended import Appended, cut_to_complete, entries_of
 from tunesmith.checks.inputs import Input
+from tunesmith.checks.models import Models
 from tunesmith.checks.near_runs import Sets
 from tunesmith.checks.scan import Part
 from tunesmith.checks.shingles import BANDS
@@ -34,7 +35,7 @@ class Table:
         openings: rows that are checked, by the first words of their answer.
         tokens, loss_tokens: of the rows that are checked, as a recipe renders them; 0 without one.
         files: that are checked, to read rows again.
-        encoder: the model that tells which rows mean the same; empty for none.
+        models: that some checks need.
         groups: (dimension, group) of each bit of the column `groups`.
     """
 
@@ -49,7 +50,7 @@ class Table:
     tokens: int = 0
     loss_tokens: int = 0
     files: Sequence[Input] = ()
-    encoder: str = ""
+    models: Models = field(default_factory=Models)
     groups: tuple[tuple[str, str], ...] = ()
     _files: list[str] = field(default_factory=list)
     _firsts: list[int] = field(default_factory=list)

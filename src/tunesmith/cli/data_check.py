@@ -35,6 +35,9 @@ def check(
     encoder: Annotated[
         str, typer.Option(help="Also find rows that mean the same, by this encoder: all-minilm-l6-v2.")
     ] = "",
+    toxicity: Annotated[
+        str, typer.Option(help="Also find toxic texts, by this classifier: a run or a model, NAME or NAME#LABEL.")
+    ] = "",
     groups: Annotated[
         list[str] | None, typer.Option(help="YAML files with further words for groups of people.")
     ] = None,
@@ -73,6 +76,7 @@ def check(
             against=against or [],
             groups=groups or [],
             encoder=encoder,
+            toxicity=toxicity,
             subscribers=[progress],
             cache=cache,
         )
