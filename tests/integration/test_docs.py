@@ -144,6 +144,7 @@ def test_all_commands_of_a_page_parse(page: Path) -> None:
         ("preferences", "ranking_coverage"),
         ("deciding", "compare_simulation"),
         ("data-checks", "data_check_faults"),
+        ("data-checks", "near_duplicates"),
         ("data-safety", "data_check_quality"),
     ],
 )
