@@ -145,6 +145,8 @@ def test_all_commands_of_a_page_parse(page: Path) -> None:
         ("deciding", "compare_simulation"),
         ("data-checks", "data_check_faults"),
         ("data-checks", "near_duplicates"),
+        ("data-checks", "data_check_speed"),
+        ("data-checks", "data_check_peers"),
         ("data-safety", "data_check_quality"),
     ],
 )
