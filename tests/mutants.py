@@ -53,8 +53,10 @@ HEADER = (
     "|---|---:|---|---:|---:|---:|---:|",
 )
 DIRECTORIES = (
+    "checks",
     "comparing",
     "config",
+    "curation",
     "data",
     "engine",
     "evaluation",
