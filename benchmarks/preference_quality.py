@@ -80,7 +80,7 @@ def pairs_of(source: Source) -> list[Any]:
     """The pairs whose texts are short enough, as examples, in the order of a fixed shuffle."""
     from tunesmith.config.base import Base
     from tunesmith.config.data import Data
-    from tunesmith.data.prepare import examples
+    from tunesmith.data.examples import examples
     from tunesmith.data.render import Renderer
     from tunesmith.data.report import DataReport
     from tunesmith.data.template import UnusableError

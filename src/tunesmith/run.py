@@ -41,7 +41,7 @@ class Events:
         start       run, base, method, objective, loss_unit, device, precision, parameters, trained_parameters,
                     total_steps, step, evaluations {rows, every}, extensions {name: [files]}: the user's code, whose
                     files beside the recipe are copied into the run; installed code has no files here
-        data        rows, held_out_rows, tokens, loss_tokens, malformed, ... (see `data.prepare.DataReport`)
+        data        rows, held_out_rows, tokens, loss_tokens, malformed, ... (see `data.report.DataReport`)
         forecast    before the first step: memory {peak_bytes, parts, peaks}, time {seconds_per_step, tokens_per_second,
                     total_seconds, parts {start, training, evaluation, checkpoints}}, fits, device
         memory      limit_bytes, recomputed, blocks, tokens_per_batch: the result of `train.memory_limit`

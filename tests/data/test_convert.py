@@ -9,7 +9,7 @@ import pytest
 from tunesmith.config.data import Data
 from tunesmith.data.convert import convert
 from tunesmith.data.example import Example
-from tunesmith.data.prepare import examples
+from tunesmith.data.examples import examples
 from tunesmith.data.report import DataReport
 from tunesmith.errors import UserError
 

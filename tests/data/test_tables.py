@@ -10,6 +10,7 @@ from tunesmith.config.recipe import Recipe
 from tunesmith.data import prepare as preparing
 from tunesmith.data import tokenize, tokens
 from tunesmith.data.example import Source
+from tunesmith.data.examples import DETECT_ROWS
 from tunesmith.data.prepare import prepare, resolve
 from tunesmith.data.tokens import TableBuilder, TokenTable
 from tunesmith.errors import UserError
@@ -185,7 +186,7 @@ def test_no_training_rows_left_is_refused(tiny_model: Path, tmp_path: Path) -> N
 
 
 def test_the_format_is_detected_from_the_first_hundred_rows_only(tiny_model: Path, tmp_path: Path) -> None:
-    assert preparing.DETECT_ROWS == 100
+    assert DETECT_ROWS == 100
     other = '{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}\n'
     with pytest.raises(UserError, match="The rows have several formats"):
         prepared(tiny_model, tmp_path / "rows.jsonl", qa(*range(99)) + other)

@@ -7,7 +7,7 @@ import pytest
 
 from tunesmith import Recipe, UserError
 from tunesmith.data.example import Source
-from tunesmith.data.prepare import held_out_examples
+from tunesmith.data.examples import held_out_examples
 from tunesmith.prompting.prompt import Prompt, example_of
 from tunesmith.prompting.prompted import render
 from tunesmith.prompting.sections import Examples, Given, Guardrails

@@ -11,7 +11,7 @@ from scripted_server import Body, scripted
 import tunesmith
 from tunesmith import Recipe, UserError
 from tunesmith.data.example import Source
-from tunesmith.data.prepare import held_out_examples
+from tunesmith.data.examples import held_out_examples
 from tunesmith.prompting.prompt import Prompt, example_of
 from tunesmith.prompting.rows import apart_from, recipe_of, split_rows
 

@@ -160,7 +160,7 @@ def test_review_asks_for_one_key_a_row(here: Path, monkeypatch: pytest.MonkeyPat
     review("--reviewer", "bert", "--output", "other.jsonl", keys="dd")
     assert [row["reviewer"] for row in read(Path("other.jsonl"))] == ["bert", "bert"]
     code, out = review("--reviewer", "carl", keys="x")
-    assert (code, "stdin: 'x' is none of k, d, s, q" in out) == (2, True)
+    assert (code, "stdin: 'x' is none of k, d, s and q" in out) == (2, True)
 
 
 @shows("tunesmith data select rows", "tunesmith data select sources", "tunesmith data select --output",

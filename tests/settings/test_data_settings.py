@@ -17,7 +17,8 @@ from settings_coverage import shows
 from tunesmith.config.pipeline import Pipeline
 from tunesmith.config.recipe import Recipe
 from tunesmith.data.example import Source
-from tunesmith.data.prepare import Prepared, held_out_examples, prepare
+from tunesmith.data.examples import held_out_examples
+from tunesmith.data.prepare import Prepared, prepare
 from tunesmith.data.show import show
 from tunesmith.data.tokens import TokenTable
 from tunesmith.engine.batch_plan import BatchPlan

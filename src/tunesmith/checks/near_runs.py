@@ -156,7 +156,19 @@ def _by_kernel(
 def by_definition(
     keys: NDArray[np.uint32], order: NDArray[np.int64], sets: Sets, starts: NDArray[np.int64], least: float, given: int
 ) -> Iterator[Found]:
-    """As the kernel, with NumPy: the similar pairs of all runs."""
+    """As the kernel, with NumPy: the similar pairs of all runs.
+
+    Args:
+        keys: (rows of all runs,) the band that a run has in common; runs follow one another.
+        order: (rows of all runs,) the rows, ascending within a run.
+        sets: of all rows.
+        starts: (all rows,) where the shingles of each begin.
+        least: the similarity from which a pair is returned.
+        given: as `similar_rows` takes it.
+
+    Returns:
+        Of each run that has some: the later rows (pairs,), the earlier ones (pairs,), and their similarities (pairs,).
+    """
 
     def elements(row: int) -> NDArray[np.uint32]:
         return sets.shingles[starts[row] : starts[row] + sets.counts[row]]

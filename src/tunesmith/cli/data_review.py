@@ -1,20 +1,13 @@
 """`tunesmith data review`: look at rows and say which to keep, one key a row."""
 
-import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
 
-from tunesmith.cli.pressed_keys import pressed_keys, user_name
+from tunesmith.cli.pressed_keys import KeyPrompt, pressed_keys, user_name
 from tunesmith.cli.quick import quick_imports
-from tunesmith.errors import UserError
-from tunesmith.report.colors import WARNING
-
-if TYPE_CHECKING:
-    from tunesmith.curation.review import ShownRow
 
 
 def review(
@@ -30,50 +23,17 @@ def review(
     with quick_imports():
         from tunesmith.curation.review import data_review
         from tunesmith.report.progress import Progress
-        from tunesmith.report.review import reviewed_text
+        from tunesmith.report.review import reviewed_text, row_to_review
 
     console = Console(highlight=False)
     progress = Progress(console)
     with progress, pressed_keys() as keys:
+        prompt = KeyPrompt(console, keys, progress, "Verdicts", "k, d, s")
         found = data_review(
-            file, _Asking(console, keys, progress), output, labels=label or [], subscribers=[progress],
-            reviewer=user_name("--reviewer") if reviewer is None else reviewer,
+            file, lambda shown: prompt.ask(row_to_review(shown), shown.keys), output, labels=label or [],
+            subscribers=[progress], reviewer=user_name("--reviewer") if reviewer is None else reviewer,
         )  # fmt: skip
     console.print()
     console.print(reviewed_text(found), soft_wrap=True)
     if found.done < found.rows:
         console.print("The same command continues here.", soft_wrap=True)
-
-
-class _Asking:
-    """Shows a row, and reads a key.
-
-    Args:
-        console: of the terminal.
-        keys: what is pressed.
-        progress: whose bars end before the first row is shown.
-    """
-
-    def __init__(self, console: Console, keys: Iterator[str], progress: Any) -> None:
-        self._console, self._keys, self._progress = console, keys, progress
-        self._is_first = True
-
-    def __call__(self, shown: "ShownRow") -> str:
-        from tunesmith.report.review import row_to_review
-
-        if self._is_first:
-            self._progress.__exit__(None, None, None)
-        if self._console.is_terminal:
-            self._console.clear()
-        self._console.print(row_to_review(shown))
-        for key in self._keys:
-            if key in shown.keys:
-                self._is_first = False
-                return key
-            hint = f"{key!r} is none of {', '.join(shown.keys)}"
-            if not sys.stdin.isatty():
-                raise UserError(f"stdin: {hint}. Verdicts before it are written.")
-            self._console.print(f" {hint}", style=WARNING)
-        if self._is_first and not sys.stdin.isatty():
-            raise UserError("stdin is no terminal and has no keys. Run this in a terminal, or pipe keys: k, d, s.")
-        return "q"

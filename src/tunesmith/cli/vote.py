@@ -1,23 +1,18 @@
 """`tunesmith vote` and `rank`: people compare answers, and models are ranked by what they say."""
 
 import json
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
-from tunesmith.cli.pressed_keys import pressed_keys, user_name
+from tunesmith.cli.pressed_keys import KeyPrompt, pressed_keys, user_name
 from tunesmith.cli.quick import quick_imports
 from tunesmith.errors import UserError
-from tunesmith.report.colors import WARNING
 
 if TYPE_CHECKING:
     from tunesmith.voting.vote import Shown
-
-KEYS = "12tsuq"
 
 
 def vote(
@@ -46,14 +41,19 @@ def vote(
     with quick_imports():
         import tunesmith.voting.vote
         from tunesmith.report.progress import Progress
-        from tunesmith.report.votes import ranking_parts, voted_text
+        from tunesmith.report.votes import pair_to_vote, ranking_parts, voted_text
         from tunesmith.voting.ranking import rank
 
     console, who = Console(highlight=False), user_name("--voter") if voter is None else voter
     progress = Progress(console)
     with progress, pressed_keys() as keys:
+        prompt = KeyPrompt(console, keys, progress, "Votes", "1, 2, t")
+
+        def ask(shown: "Shown") -> Any:
+            return prompt.ask(pair_to_vote(shown, console.width), "12tsuq" if shown.undoable else "12tsq")
+
         voted = tunesmith.voting.vote.vote(
-            models, _Asking(console, keys, progress), output, voter=who, data=data,
+            models, ask, output, voter=who, data=data,
             rows=None if rows == "all" else int(rows), seed=seed, max_new_tokens=max_new_tokens,
             repetition_penalty=repetition_penalty, concurrent=concurrent, cache=cache, subscribers=[progress],
         )  # fmt: skip
@@ -83,39 +83,3 @@ def rank(
     console = Console(highlight=False)
     for part in ranking_parts(result):
         console.print(part)
-
-
-class _Asking:
-    """Shows two answers, and reads a key.
-
-    Args:
-        console: of the terminal.
-        keys: what is pressed.
-        progress: whose bars end before the first pair is shown.
-    """
-
-    def __init__(self, console: Console, keys: Iterator[str], progress: Any) -> None:
-        self._console, self._keys, self._progress = console, keys, progress
-        self._is_first = True
-
-    def __call__(self, shown: "Shown") -> Any:
-        from tunesmith.report.votes import keys_line, two_answers
-
-        if self._is_first:
-            self._progress.__exit__(None, None, None)
-        if self._console.is_terminal:
-            self._console.clear()
-        console = self._console
-        console.print(two_answers(shown.prompt, shown.answers, shown.number, shown.total, shown.source, console.width))
-        console.print(keys_line(shown.undoable))
-        for key in self._keys:
-            if key in KEYS and (key != "u" or shown.undoable):
-                self._is_first = False
-                return key
-            hint = "there is nothing to undo" if key == "u" else f"{key!r} is none of 1, 2, t, s, u and q"
-            if not sys.stdin.isatty():
-                raise UserError(f"stdin: {hint}. Votes before it are written.")
-            console.print(f" {hint}", style=WARNING)
-        if self._is_first and not sys.stdin.isatty():
-            raise UserError("stdin is no terminal and has no keys. Run this in a terminal, or pipe keys: 1, 2, t.")
-        return "q"

@@ -8,7 +8,7 @@ from typing import Any
 
 from tunesmith.config.data import Data
 from tunesmith.data.example import Example
-from tunesmith.data.prepare import held_out_examples, training_examples
+from tunesmith.data.examples import held_out_examples, training_examples
 from tunesmith.errors import UserError
 from tunesmith.evaluation.rows import Task, spread, task_of
 from tunesmith.prompting.rows import apart_from

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from tunesmith.data.appended_rows import values_of
 from tunesmith.data.example import Malformed
 from tunesmith.data.read import Row, read
 from tunesmith.errors import UserError
@@ -56,9 +57,7 @@ class Verdict:
         Raises:
             UserError: it is no verdict.
         """
-        if isinstance(row, Malformed):
-            raise UserError(f"{row.source}: {row.reason}. Remove the row.")
-        values = row.values if isinstance(row.values, dict) else {}
+        values = values_of(row)
         kind, label = values.get("verdict"), values.get("label")
         if kind not in KINDS or not isinstance(values.get("row"), str) or (kind == "label") != (label is not None):
             raise UserError(

@@ -9,6 +9,7 @@ from typing import Any, Generic, TypeVar
 
 from tunesmith.data.example import Malformed, Row
 from tunesmith.data.read import read
+from tunesmith.errors import UserError
 from tunesmith.run import writing
 from tunesmith.run_lock import output_lock
 
@@ -83,6 +84,20 @@ class AppendedRows(Generic[Entry]):
             os.truncate(self.path, self._ends[-2])
         self._ends.pop()
         self.entries.pop()
+
+
+def values_of(row: Row | Malformed) -> Mapping[str, Any]:
+    """The columns of a row of such a file; none if it is no object.
+
+    Args:
+        row: as read.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    if isinstance(row, Malformed):
+        raise UserError(f"{row.source}: {row.reason}. Remove the row.")
+    return row.values if isinstance(row.values, dict) else {}
 
 
 def _remove_cut_line(path: Path) -> None:

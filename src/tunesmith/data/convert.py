@@ -10,9 +10,9 @@ from typing import Any, Literal, get_args
 
 from tunesmith.config.data import Data
 from tunesmith.data.example import Completion, Example, Malformed, Source
+from tunesmith.data.examples import DETECT_ROWS, every_row
 from tunesmith.data.format_detection import format_of_rows
 from tunesmith.data.preferences import PREFERENCES
-from tunesmith.data.prepare import DETECT_ROWS, every_row
 from tunesmith.data.read import Row, read
 from tunesmith.data.report import DataReport, Reason, Reasons
 from tunesmith.errors import UserError

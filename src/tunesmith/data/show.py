@@ -9,7 +9,8 @@ from transformers import PreTrainedTokenizerBase
 from tunesmith.config.recipe import Recipe
 from tunesmith.data.check import find_problem
 from tunesmith.data.example import Malformed
-from tunesmith.data.prepare import every_training_row, resolve
+from tunesmith.data.examples import every_training_row
+from tunesmith.data.prepare import resolve
 from tunesmith.data.render import Renderer, Rendering, Tokenized
 from tunesmith.data.rendered import renders
 from tunesmith.data.template import UnusableError

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.config.recipe import Recipe
-from tunesmith.data.prepare import all_paths
+from tunesmith.data.examples import all_paths
 from tunesmith.data.read import fingerprint
 from tunesmith.engine.allocator import keep_freed_memory
 from tunesmith.errors import UserError

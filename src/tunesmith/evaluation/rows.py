@@ -13,7 +13,8 @@ from tunesmith.config.data import Data
 from tunesmith.config.objective import ObjectiveConfig
 from tunesmith.config.recipe import Recipe
 from tunesmith.data.example import Example, Message
-from tunesmith.data.prepare import Prepared, examples, held_out_examples, prepare, training_examples
+from tunesmith.data.examples import examples, held_out_examples, training_examples
+from tunesmith.data.prepare import Prepared, prepare
 from tunesmith.data.prompts import ANSWER
 from tunesmith.data.reasoning import reasoning_of, with_reasoning
 from tunesmith.data.report import DataReport

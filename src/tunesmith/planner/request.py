@@ -13,7 +13,8 @@ from tunesmith.config.method import MethodConfig, with_defaults
 from tunesmith.config.recipe import Recipe
 from tunesmith.config.registry import DEFAULT_METHOD, METHODS, config_classes
 from tunesmith.curation.in_recipe import cleaned_recipe
-from tunesmith.data.prepare import prepare, resolve, training_rows
+from tunesmith.data.examples import training_rows
+from tunesmith.data.prepare import prepare, resolve
 from tunesmith.data.tokens import TokenTable
 from tunesmith.engine.batch_plan import BatchPlan
 from tunesmith.engine.trainable import cap_max_length

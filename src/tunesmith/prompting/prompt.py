@@ -20,7 +20,7 @@ from tunesmith.config.registry import Strict
 from tunesmith.config.strict_file import checked_values, mapping_in
 from tunesmith.config.yaml_text import to_yaml
 from tunesmith.data.example import Example, Source
-from tunesmith.data.prepare import examples, training_examples
+from tunesmith.data.examples import examples, training_examples
 from tunesmith.data.report import DataReport
 from tunesmith.errors import UserError
 from tunesmith.inference.model import Model

@@ -11,7 +11,7 @@ from tunesmith.config.data import Data
 from tunesmith.config.objective import ObjectiveConfig
 from tunesmith.config.recipe import Recipe
 from tunesmith.data.example import Example, Message, Source
-from tunesmith.data.prepare import examples, held_out_examples
+from tunesmith.data.examples import examples, held_out_examples
 from tunesmith.data.render import Renderer
 from tunesmith.data.report import DataReport
 from tunesmith.data.template import Tools, UnusableError

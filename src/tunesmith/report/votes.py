@@ -35,6 +35,17 @@ def printable(text: str) -> str:
     return text.replace("\r\n", "\n").translate(_CONTROLS | _C1)
 
 
+def pair_to_vote(shown: Any, width: int) -> RenderableType:
+    """A question, two answers and the keys.
+
+    Args:
+        shown: the pair, of `tunesmith.voting.vote`.
+        width: of the terminal, in columns.
+    """
+    answers = two_answers(shown.prompt, shown.answers, shown.number, shown.total, shown.source, width)
+    return Group(answers, keys_line(shown.undoable))
+
+
 def two_answers(
     prompt: Sequence[Mapping[str, Any]], answers: Sequence[str], number: int, total: int, source: str, width: int
 ) -> RenderableType:

@@ -10,7 +10,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tunesmith.config.extensions import source_files
 from tunesmith.config.recipe import Recipe
-from tunesmith.data.prepare import Prepared, examples_by_source
+from tunesmith.data.examples import examples_by_source
+from tunesmith.data.prepare import Prepared
 from tunesmith.engine.allocator import release_freed_memory
 from tunesmith.engine.batch_plan import BatchPlan
 from tunesmith.engine.checkpoint import latest_checkpoint, load_checkpoint

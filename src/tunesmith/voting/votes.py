@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from tunesmith.data.appended_rows import AppendedRows
+from tunesmith.data.appended_rows import AppendedRows, values_of
 from tunesmith.data.example import Malformed, Message
 from tunesmith.data.read import Row, read
 from tunesmith.errors import UserError
@@ -110,9 +110,7 @@ class Vote:
         Raises:
             UserError: it is no vote.
         """
-        if isinstance(row, Malformed):
-            raise UserError(f"{row.source}: {row.reason}. Remove the row.")
-        values = row.values if isinstance(row.values, dict) else {}
+        values = values_of(row)
         missing = [name for name in NEEDED if values.get(name) is None]
         if missing:
             raise UserError(
