@@ -43,9 +43,9 @@ def ending(record: Record) -> int:
     """How a row's answer ends: `NOT_PROSE`, `ENDED` or `OPEN`.
 
     Args:
-        record: of any format; a raw text has no answer.
+        record: of any format; a raw text has no answer. One that calls a tool ends with the call.
     """
-    if not record.prompt or not record.answer:
+    if not record.prompt or not record.answer or record.calls:
         return NOT_PROSE
     text = record.answer[-2000:].rstrip()
     if text.endswith("```") or record.answer.count("```") % 2:

@@ -26,6 +26,9 @@ LETTERS = 20
 SURE, SURE_OF_SHORT, SHORT = 0.8, 0.93, 80
 """The probability from which a language counts; that for texts with fewer letters than `SHORT`."""
 
+WORDS = 5
+"""Arguments of tool calls with fewer words are names and values in no language."""
+
 MAIN = 0.5
 """The share of the rows whose language is known that the main language has, at least."""
 
@@ -66,7 +69,11 @@ def language_of(record: Record) -> str:
     Args:
         record: of any format.
     """
-    return language(record.answer) or ("" if record.answer and record.label is None else language(record.prompt))
+    if record.answer or not record.calls:
+        own = language(record.answer)
+    else:
+        own = language("\n".join(text for _, text in record.calls if text.count(" ") >= WORDS - 1))
+    return own or ("" if record.answer and record.label is None else language(record.prompt))
 
 
 def code_of(name: str) -> int:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tunesmith.checks.finding import Finding, without_overlaps
+from tunesmith.checks.nested import with_changed_texts
 from tunesmith.checks.personal_data import personal_data
 from tunesmith.checks.pseudonyms import pseudonym
 from tunesmith.checks.secrets import secrets
@@ -50,7 +51,9 @@ def mask(value: Any, *, seed: int | str = 0, find: Callable[[str], list[Finding]
     keep it secret if the set leaves the house.
 
     Args:
-        value: a text, or a row: lists and objects, whose texts (not the keys) are masked.
+        value: a text, or a row: lists and objects, whose texts (not the keys) are masked, also those in JSON that is
+            written in a text. An argument of a tool call is looked at behind its name (`password: …`), and its long
+            numbers too.
         seed: any number or text.
         find: what to replace; `personal_data` or `secrets` for one of both.
 
@@ -58,26 +61,20 @@ def mask(value: Any, *, seed: int | str = 0, find: Callable[[str], list[Finding]
         A value of the same shape, and how many of each kind were replaced.
     """
     masked = Masked(None)
-    masked.value = _masked(value, str(seed).encode(), find, masked.kinds)
+    key = str(seed).encode()
+    masked.value = with_changed_texts(value, lambda text, name: _masked_text(text, name, key, find, masked.kinds))
     return masked
 
 
-def _masked(value: Any, seed: bytes, find: Callable[[str], list[Finding]], kinds: Counter[str]) -> Any:
-    if isinstance(value, str):
-        return _masked_text(value, seed, find, kinds)
-    if isinstance(value, list):
-        return [_masked(item, seed, find, kinds) for item in value]
-    if isinstance(value, dict):
-        return {key: _masked(item, seed, find, kinds) for key, item in value.items()}
-    return value
-
-
-def _masked_text(text: str, seed: bytes, find: Callable[[str], list[Finding]], kinds: Counter[str]) -> str:
+def _masked_text(text: str, name: str, seed: bytes, find: Callable[[str], list[Finding]], kinds: Counter[str]) -> str:
+    """The text masked; `name` is that of the argument that it is, or empty."""
+    before = f"{name}: " if name else ""
     for _ in range(PASSES):
-        found = find(text)
+        found = [finding for finding in find(before + text) if finding.start >= len(before)]
         if not found:
             break
         kinds.update(finding.kind for finding in found)
         for finding in reversed(found):
-            text = text[: finding.start] + pseudonym(finding, seed) + text[finding.end :]
+            start, end = finding.start - len(before), finding.end - len(before)
+            text = text[:start] + pseudonym(finding, seed) + text[end:]
     return text

@@ -8,10 +8,11 @@ from collections.abc import Callable
 from tunesmith.checks.finding import Finding
 
 _PSEUDONYMS = re.compile(
-    r"person\d{12}@example\.com|\+999 \d{3} \d{3} \d{3}|\b[A-Z]{2}00(?: ?\d{1,4}){2,9}|\[[a-z_]+-\d{12}\]|"
-    r"\b0\d{3}([ -]?)\d{4}\1\d{4}\1\d{1,7}|\b0\d{3}([ -]?)\d{6}\2\d{4,5}|\b0(?:\.\d{1,3}){3}\b|\b100::[0-9a-f:]+"
+    r"(?:(?<=\\)[bfnrt])?person\d{12}@example\.com|\+999 \d{3} \d{3} \d{3}|\b[A-Z]{2}00(?: ?\d{1,4}){2,9}|"
+    r"\[[a-z_]+-\d{12}\]|\b0\d{3}([ -]?)\d{4}\1\d{4}\1\d{1,7}|\b0\d{3}([ -]?)\d{6}\2\d{4,5}|"
+    r"\b0(?:\.\d{1,3}){3}\b|\b100::[0-9a-f:]+"
 )
-"""Each form below."""
+"""Each form below. In JSON, a letter that a backslash escapes may stand before an address."""
 
 
 def without_pseudonyms(text: str, findings: list[Finding]) -> list[Finding]:

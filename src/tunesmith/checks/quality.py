@@ -61,7 +61,7 @@ def quality(record: Record) -> Quality:
     Returns:
         The score, with what it is made of.
     """
-    text = (record.answer or record.prompt)[:READ]
+    text = (record.learned or record.prompt)[:READ]
     words = text.count(" ") + 1 if text.strip() else 0
     if not words:
         return Quality(0.0, 0.0, 0.0, 0.0, 0.0)

@@ -112,14 +112,15 @@ def sketch(record: Record, lexicon: Lexicon) -> Sketch:
         record: of the row.
         lexicon: words for groups of people, praise and blame.
     """
-    prompt, answer = normalized(record.prompt), normalized(record.answer)
+    prompt, answer = normalized(record.given), normalized(record.learned)
     others = [normalized(other) for other in record.others]
     label = record.label or ""
-    texts = [text for text in (prompt, answer, *others) if text]
+    reasoning = normalized(SEPARATOR.join(record.reasoning))
+    texts = [text for text in (prompt, answer, *others, reasoning) if text]
     parts = tuple(map(hash_of, (prompt, answer, label, SEPARATOR.join(others))))
-    whole = functools.reduce(_mixed, parts)
+    whole = functools.reduce(_mixed, (*parts, hash_of(reasoning)) if reasoning else parts)
     hashes = (whole, *parts, hash_of(opening(answer)), hash_of(" ".join(_DIGITS.findall(prompt))))
-    lengths = (len(record.prompt), len(record.answer))
+    lengths = (len(record.given), len(record.learned))
     values = (
         record.source.row,
         *hashes,

@@ -1,10 +1,11 @@
 """Changes within a row: broken characters fixed, personal data masked, another label."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from tunesmith.checks.mask import mask
+from tunesmith.checks.nested import with_changed_texts
 from tunesmith.data.row_formats import format_named
 from tunesmith.errors import UserError
 
@@ -40,7 +41,7 @@ def fixed(value: Any) -> Any:
     """
     from ftfy import fix_encoding
 
-    return _mapped(value, fix_encoding)
+    return with_changed_texts(value, lambda text, name: str(fix_encoding(text)))
 
 
 def masked(value: Any, seed: int | str) -> Any:
@@ -78,16 +79,6 @@ def line_of_values(values: Any) -> bytes:
         values: its columns, or its text.
     """
     return (json.dumps(values, ensure_ascii=False) + "\n").encode("utf-8", "surrogatepass")
-
-
-def _mapped(value: Any, change: Callable[[str], str]) -> Any:
-    if isinstance(value, str):
-        return change(value)
-    if isinstance(value, list):
-        return [_mapped(item, change) for item in value]
-    if isinstance(value, dict):
-        return {key: _mapped(item, change) for key, item in value.items()}
-    return value
 
 
 def _label_column(values: Any, format: str, columns: Mapping[str, str]) -> str:

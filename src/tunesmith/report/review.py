@@ -28,6 +28,11 @@ def row_to_review(shown: "ShownRow") -> RenderableType:
     for title, text, color in (("", record.prompt, "dim"), ("answer", record.answer, ALSO)):
         if text:
             parts.append(Panel(Text(printable(text)), title=title, title_align="left", box=ROUNDED, border_style=color))
+    if record.calls:
+        called = "\n".join(f"{name}: {text}" for name, text in record.calls)
+        parts.append(
+            Panel(Text(printable(called)), title="tool call", title_align="left", box=ROUNDED, border_style=ALSO)
+        )
     parts += [
         Panel(Text(printable(other)), title="other answer", title_align="left", box=ROUNDED, border_style=THIRD)
         for other in record.others
