@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from tunesmith.curation.sample import data_sample
     from tunesmith.curation.select import data_select
     from tunesmith.curation.split import data_split
+    from tunesmith.curation.worst import data_worst
     from tunesmith.data.example import Example
     from tunesmith.data.row_format import RowFormat
     from tunesmith.errors import UserError
@@ -96,6 +97,7 @@ _MODULES = {
     "data_sample": "tunesmith.curation.sample",
     "data_select": "tunesmith.curation.select",
     "data_split": "tunesmith.curation.split",
+    "data_worst": "tunesmith.curation.worst",
     "embed": "tunesmith.inference.verbs",
     "embedded_base": "tunesmith.models.bases",
     "evaluate": "tunesmith.evaluation.compare",
@@ -157,6 +159,7 @@ __all__ = [
     "data_sample",
     "data_select",
     "data_split",
+    "data_worst",
     "embed",
     "embedded_base",
     "evaluate",

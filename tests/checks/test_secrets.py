@@ -81,5 +81,5 @@ def test_every_form_is_tried_only_where_its_keyword_is() -> None:
 def test_a_secret_is_never_shown_whole(kind: str) -> None:
     detail = SECRETS.find(Record(Source("rows.jsonl", 1), prompt="", answer=FOUND[kind]))
     assert detail is not None
-    assert FOUND[kind][:4] in detail
-    assert FOUND[kind][6:12] not in detail
+    assert FOUND[kind][:4] in detail.text
+    assert FOUND[kind][6:12] not in detail.text

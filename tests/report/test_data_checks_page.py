@@ -47,6 +47,18 @@ def test_marked_rows_are_shown_in_their_place_and_without_secrets() -> None:
     assert "female (gender)" in text
 
 
+def test_the_worst_rows_of_a_check_come_first() -> None:
+    texts = ["ann@web.de", "bob@web.de <b>now</b>", "cy@web.de, dee@web.de", *(f"e{n}@web.de" for n in range(4))]
+    lines = [json.dumps({"question": f"Who is {n}?", "answer": f"It is {text}"}) for n, text in enumerate(texts)]
+    Path("rows.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    text = page("personal_data", "html")
+    assert [text.index(f"rows.jsonl row {row}: email") for row in (3, 2, 1, 4, 5)] == sorted(
+        text.index(f"rows.jsonl row {row}: email") for row in range(1, 6)
+    )
+    assert "rows.jsonl row 6: email" not in text
+    assert "7 rows, the worst 5 of them here" in text
+
+
 def test_the_page_is_one_file_that_loads_nothing() -> None:
     text = page()
     assert "src=" not in text

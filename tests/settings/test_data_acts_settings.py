@@ -92,6 +92,17 @@ def test_sample_draws_rows(here: Path) -> None:
     assert Counter(row["label"] for row in read(Path("c.jsonl"))) == {"a": 4, "b": 2}
 
 
+@shows("tunesmith data sample --worst")
+def test_sample_takes_the_worst_rows(here: Path) -> None:
+    rows = read(here / "rows.jsonl")
+    rows[7]["text"] += " ann@web.de"
+    write(here / "worse.jsonl", rows)
+    assert "the worst 1 of" in data("sample", 1, "worse.jsonl", "--output", "worst.jsonl", "--worst")
+    assert read(Path("worst.jsonl")) == [rows[7]]
+    asked = ("sample", 1, "worse.jsonl", "--output", "other.jsonl", "--worst", "--stratify", "label")
+    assert "no use for --stratify" in data(*asked, code=2)
+
+
 @shows("tunesmith data diff a", "tunesmith data diff b", "tunesmith data diff --key", "tunesmith data diff --output",
        "tunesmith data diff --json")  # fmt: skip
 def test_diff_compares_two_files(here: Path) -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from tunesmith.checks.record import Record
 
@@ -14,6 +14,18 @@ Severity = Literal["error", "warning", "note"]
 """An `error` stops a run that asks for checks; a `warning` should be looked at; a `note` is worth knowing."""
 
 
+class Detail(NamedTuple):
+    """What is wrong with a row.
+
+    Attributes:
+        text: a short clause that quotes it.
+        badness: as a mark's.
+    """
+
+    text: str
+    badness: float
+
+
 @dataclass(frozen=True, slots=True)
 class RowCheck:
     """A check that needs only the row itself.
@@ -23,7 +35,7 @@ class RowCheck:
         title: for people: "Keys and passwords".
         severity: of a row that it marks.
         advice: what to do about the rows that it marks, as a sentence.
-        find: what is wrong with the row, as a short clause that quotes it; None if nothing is.
+        find: what is wrong with the row, as a short clause that quotes it, or with how bad that is; None if nothing is.
         more: further rows, which only the whole set shows, in order.
         stands: whether what was found counts, once all rows are known: a property of the set may explain it.
     """
@@ -32,6 +44,6 @@ class RowCheck:
     title: str
     severity: Severity
     advice: str
-    find: Callable[[Record], str | None]
+    find: Callable[[Record], str | Detail | None]
     stands: Callable[["Table"], bool] | None = None
     more: Callable[["Table"], Iterator["Mark"]] | None = None

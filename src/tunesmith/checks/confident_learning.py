@@ -42,7 +42,7 @@ def _suspicious(table: Table) -> Iterator[Mark]:
             f"labeled {rows.classes[own]!r} (probability {probabilities[row, own]:.1%}), but reads like "
             f"{rows.classes[other]!r} ({probabilities[row, other]:.0%})"
         )
-        yield Mark(rows.sources[row], detail)
+        yield Mark(rows.sources[row], detail, (), float(probabilities[row, other] - probabilities[row, own]))
 
 
 def cross_validated(rows: Labeled) -> Probabilities:

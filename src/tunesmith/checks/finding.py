@@ -3,6 +3,8 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from tunesmith.checks.check import Detail
+
 
 @dataclass(frozen=True, slots=True)
 class Finding:
@@ -41,8 +43,8 @@ def without_overlaps(findings: Iterable[Finding]) -> list[Finding]:
     return sorted(kept, key=lambda finding: finding.start)
 
 
-def described(found: dict[str, list[Finding]], shown: int = 3) -> str | None:
-    """Findings by where they are, as a clause; None if there are none.
+def described(found: dict[str, list[Finding]], shown: int = 3) -> Detail | None:
+    """Findings by where they are, as a clause; None if there are none. More of them are worse.
 
     Args:
         found: by the name of the text: `the prompt`.
@@ -52,4 +54,4 @@ def described(found: dict[str, list[Finding]], shown: int = 3) -> str | None:
     if not clauses:
         return None
     more = f" and {len(clauses) - shown:,} more" if len(clauses) > shown else ""
-    return ", ".join(clauses[:shown]) + more
+    return Detail(", ".join(clauses[:shown]) + more, len(clauses))

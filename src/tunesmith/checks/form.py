@@ -45,7 +45,8 @@ def _outliers(table: Table) -> Iterator[Mark]:
     margin = FENCE * max(high - low, 0.1)  # sets whose rows are nearly all of one length have no outliers at ± 30 %
     median = np.expm1(middle)
     for row in np.flatnonzero((logs > high + margin) | (logs < low - margin)).tolist():
-        yield Mark(table.source(row), f"{lengths[row]:,} characters; half of the rows have at most {median:,.0f}")
+        detail = f"{lengths[row]:,} characters; half of the rows have at most {median:,.0f}"
+        yield Mark(table.source(row), detail, (), abs(float(logs[row]) - middle))
 
 
 LENGTH_OUTLIERS = TableCheck(

@@ -35,11 +35,12 @@ def _imbalance(table: Table) -> Iterator[Mark]:
     hashes, first = np.unique(table.column("label"), return_index=True)
     for row in np.sort(first[np.isin(hashes, np.array(list(rare), np.uint64))]).tolist():
         name, count = rare[int(table.column("label")[row])]
+        scarcity = most / count
         detail = (
             f"class {name!r} has {count:,} of {total:,} rows ({count / total:.2%}); {largest!r} has "
-            f"{most / count:,.0f} times as many"
+            f"{scarcity:,.0f} times as many"
         )
-        yield Mark(table.source(row), detail)
+        yield Mark(table.source(row), detail, (), scarcity)
 
 
 def _disagreeing(table: Table) -> Iterator[Mark]:
@@ -57,7 +58,7 @@ def _disagreeing(table: Table) -> Iterator[Mark]:
                 f"{counts[best]} of the {NEIGHBORS} most similar rows have the label {rows.classes[best]!r}, none has "
                 f"{rows.classes[rows.labels[row]]!r}; usually {agreement:.0%} have the same label"
             )
-            yield Mark(rows.sources[row], detail, _same(rows, near[row], best))
+            yield Mark(rows.sources[row], detail, _same(rows, near[row], best), float(counts[best]))
 
 
 def _same(rows: Labeled, near: NDArray[np.int64], label: int) -> Any:

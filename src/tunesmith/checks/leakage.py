@@ -11,8 +11,8 @@ from tunesmith.checks.scan import SHARED_RUNS
 from tunesmith.checks.table import Table
 from tunesmith.checks.table_check import TableCheck
 
-Leak = tuple[int, str]
-"""The index of the other row, and what is in common with it."""
+Leak = tuple[int, str, float]
+"""The index of the other row, what is in common with it, and how much, from 0 to 1."""
 
 
 def _leaks(table: Table) -> Iterator[Mark]:
@@ -22,18 +22,18 @@ def _leaks(table: Table) -> Iterator[Mark]:
     found: dict[int, Leak] = {}
     for column, what in (("whole", "the same as"), ("prompt", "the same input as")):
         for row, other in _same(table, column):
-            found.setdefault(row, (other, what))
+            found.setdefault(row, (other, what, 1.0))
     for view, what in (("text", "the same as"), ("prompt", "the same input as")):
         for row, other, similarity in _near(table, view):
-            found.setdefault(row, (other, f"{similarity:.0%} {what}"))
+            found.setdefault(row, (other, f"{similarity:.0%} {what}", similarity))
     runs = dict(_by_run(table))
     for row in sorted({*found, *runs}):
         if row not in found:
             yield runs[row]
             continue
-        other, what = found[row]
+        other, what, similarity = found[row]
         source = table.source_of_all(other)
-        yield Mark(table.source(row), f"{what} {source}", (source,))
+        yield Mark(table.source(row), f"{what} {source}", (source,), similarity)
 
 
 def _across_the_split(table: Table) -> Iterator[Mark]:
@@ -49,7 +49,7 @@ def _across_the_split(table: Table) -> Iterator[Mark]:
             found[own] = max(found.get(own, (0.0, 0, "")), (float(pairs.similarities[at]), held, what))
     for row, (similarity, other, what) in sorted(found.items()):
         source = table.source(other)
-        yield Mark(table.source(row), f"{similarity:.0%} {what} {source}, which is held out", (source,))
+        yield Mark(table.source(row), f"{similarity:.0%} {what} {source}, which is held out", (source,), similarity)
 
 
 def _same(table: Table, column: str) -> Iterator[tuple[int, int]]:

@@ -3,7 +3,7 @@
 from functools import cache
 from typing import Any
 
-from tunesmith.checks.check import RowCheck
+from tunesmith.checks.check import Detail, RowCheck
 from tunesmith.checks.finding import Finding, described
 from tunesmith.checks.record import Record
 from tunesmith.errors import UserError
@@ -28,7 +28,7 @@ def names(text: str) -> list[Finding]:
     return [Finding("name", each.start, each.end, text[each.start : each.end]) for each in found]
 
 
-def _find(record: Record) -> str | None:
+def _find(record: Record) -> Detail | None:
     return described({place: names(text) for place, text in record.places()})
 
 

@@ -4,7 +4,7 @@ import ipaddress
 import re
 from collections.abc import Iterator
 
-from tunesmith.checks.check import RowCheck
+from tunesmith.checks.check import Detail, RowCheck
 from tunesmith.checks.finding import Finding, described, without_overlaps
 from tunesmith.checks.national_ids import national_ids
 from tunesmith.checks.pseudonyms import without_pseudonyms
@@ -157,7 +157,7 @@ def _finding(kind: str, match: re.Match[str]) -> Finding:
     return Finding(kind, match.start(), match.end(), match[0])
 
 
-def _find(record: Record) -> str | None:
+def _find(record: Record) -> Detail | None:
     return described({place: personal_data(text) for place, text in record.places()})
 
 

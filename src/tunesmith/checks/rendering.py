@@ -66,10 +66,10 @@ class Renders:
         long = marks.setdefault(OVER_MAX_LENGTH.name, [])
         for row in (lengths > self.limit).nonzero()[0].tolist() if self.limit else ():
             cut = int(lengths[row]) - self.limit
-            long.append(Mark(table.source(row), f"{lengths[row]:,} tokens, {cut:,} more than {self.limit:,}"))
+            long.append(Mark(table.source(row), f"{lengths[row]:,} tokens, {cut:,} more than {self.limit:,}", (), cut))
         for row, share in split_shares(table.ids, table.offsets, self.split):
             detail = f"{share:.0%} of its tokens are unknown or single bytes"
-            marks.setdefault(UNKNOWN_TOKENS.name, []).append(Mark(table.source(row), detail))
+            marks.setdefault(UNKNOWN_TOKENS.name, []).append(Mark(table.source(row), detail, (), share))
         return len(table.ids), int(table.loss_tokens)
 
 

@@ -55,7 +55,7 @@ def _near(table: Table) -> Iterator[Mark]:
     kept = Pairs(pairs.rows[same], pairs.others[same], pairs.similarities[same])
     for row, other, similarity in representatives(kept):
         source = table.source(other)
-        yield Mark(table.source(row), f"{similarity:.0%} the same as {source}", (source,))
+        yield Mark(table.source(row), f"{similarity:.0%} the same as {source}", (source,), similarity)
 
 
 def _answers(table: Table) -> Iterator[Mark]:
@@ -65,7 +65,7 @@ def _answers(table: Table) -> Iterator[Mark]:
     for row, first, count in zip(rows, firsts, times[which] + 1 if len(rows) else (), strict=True):
         if count >= TIMES and whole[row] != whole[first]:
             source = table.source(first)
-            yield Mark(table.source(row), f"one of {count:,} rows with the answer of {source}", (source,))
+            yield Mark(table.source(row), f"one of {count:,} rows with the answer of {source}", (source,), count)
 
 
 def _openings(table: Table) -> Iterator[Mark]:
@@ -76,7 +76,8 @@ def _openings(table: Table) -> Iterator[Mark]:
     openings = table.column("opening")
     for row in np.flatnonzero(np.isin(openings, np.array(list(frequent), np.uint64))).tolist():
         words, count = frequent[int(openings[row])]
-        yield Mark(table.source(row), f"begins with {words!r}, as {count:,} of {table.records:,} answers do")
+        detail = f"begins with {words!r}, as {count:,} of {table.records:,} answers do"
+        yield Mark(table.source(row), detail, (), count)
 
 
 EXACT_DUPLICATES = TableCheck(

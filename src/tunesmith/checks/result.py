@@ -1,7 +1,8 @@
 """What the checks found: every marked row, kept on disk, so that memory does not grow with them."""
 
+import heapq
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -23,11 +24,13 @@ class Mark:
         source: the file and row.
         detail: what is wrong with it, as a short clause.
         others: other rows concerned, such as the row that it repeats; they may be in a file named by `against`.
+        badness: among the rows that the same check marks: the worst have the highest.
     """
 
     source: Source
     detail: str
     others: tuple[Source, ...] = ()
+    badness: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +69,15 @@ class CheckResult:
             most: how many.
         """
         return list(islice(self.marks, most))
+
+    def worst(self, most: int, of_rows: Callable[[Source], float] = lambda row: 0.0) -> list[Mark]:
+        """The worst marks, the worst first; of equally bad ones those of worse rows, then the first.
+
+        Args:
+            most: how many.
+            of_rows: how bad a row is by all checks (`tunesmith.checks.worst`).
+        """
+        return heapq.nlargest(most, self.marks, key=lambda mark: (mark.badness, of_rows(mark.source)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,14 +149,16 @@ def read_result(directory: Path) -> DataChecks:
 def line_of(mark: Mark) -> str:
     """A mark as a line of its file, with the line's end."""
     others = [[other.file, other.row] for other in mark.others]
-    values = [mark.source.file, mark.source.row, mark.detail, *([others] if others else [])]
+    badness = [float(f"{mark.badness:.6g}")] if mark.badness else []
+    values = [mark.source.file, mark.source.row, mark.detail, *([others] if others or badness else []), *badness]
     return json.dumps(values, ensure_ascii=True) + "\n"
 
 
 def mark_of(values: list[Any]) -> Mark:
     """The opposite of `line_of`, of the parsed line."""
-    file, row, detail, *others = values
-    return Mark(Source(file, row), detail, tuple(Source(*each) for each in (others[0] if others else ())))
+    file, row, detail, *rest = values
+    others = tuple(Source(*each) for each in (rest[0] if rest else ()))
+    return Mark(Source(file, row), detail, others, rest[1] if len(rest) > 1 else 0.0)
 
 
 def _check_to_dict(result: CheckResult, most: int) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tunesmith.checks.check import RowCheck
+from tunesmith.checks.check import Detail, RowCheck
 from tunesmith.checks.groups import Lexicon
 from tunesmith.checks.inputs import Task, rows_of
 from tunesmith.checks.record import Record, record_of
@@ -121,8 +121,9 @@ class Scanner:
 
     def _check(self, record: Record, row: Sketch, part: Part, marks: dict[str, list[Mark]]) -> None:
         for check in self.checks:
-            if (detail := check.find(record)) is not None:
-                marks[check.name].append(Mark(record.source, detail))
+            if (found := check.find(record)) is not None:
+                detail = found if isinstance(found, Detail) else Detail(found, 0.0)
+                marks[check.name].append(Mark(record.source, detail.text, (), detail.badness))
         if record.label is not None:
             part.labels[record.label] += 1
         if first := opening(row.texts["answer"]):

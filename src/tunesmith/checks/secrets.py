@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
-from tunesmith.checks.check import RowCheck
+from tunesmith.checks.check import Detail, RowCheck
 from tunesmith.checks.finding import Finding, described, without_overlaps
 from tunesmith.checks.pseudonyms import without_pseudonyms
 from tunesmith.checks.record import Record
@@ -159,7 +159,7 @@ def _changes(token: str) -> int:
     return sum(a != b for a, b in pairwise(kinds)) if {0, 1, 2} <= {*kinds} else 0
 
 
-def _find(record: Record) -> str | None:
+def _find(record: Record) -> Detail | None:
     return described({place: secrets(text) for place, text in record.places()})
 
 

@@ -34,7 +34,8 @@ def _semantic(table: Table) -> Iterator[Mark]:
     sources, vectors = _embedded(table)
     labels = table.column("label")
     for row, other, similarity in same_meaning(vectors, labels):
-        yield Mark(sources[row], f"means the same as {sources[other]} (cosine {similarity:.2f})", (sources[other],))
+        detail = f"means the same as {sources[other]} (cosine {similarity:.2f})"
+        yield Mark(sources[row], detail, (sources[other],), similarity)
 
 
 def same_meaning(

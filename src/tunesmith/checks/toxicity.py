@@ -55,7 +55,7 @@ def _toxicity(table: Table) -> Iterator[Mark]:
                 if each.label in toxic:
                     shown = (each.value, f"{each.label} ({each.value:.0%}) in {place}")
                     worst[row] = max(worst.get(row, shown), shown)
-        yield from (Mark(batch[row].source, worst[row][1]) for row in sorted(worst))
+        yield from (Mark(batch[row].source, worst[row][1], (), worst[row][0]) for row in sorted(worst))
 
 
 TOXICITY = TableCheck(

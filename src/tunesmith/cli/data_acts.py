@@ -73,18 +73,28 @@ def sample(
     sources: Sources,
     output: Output,
     stratify: Annotated[str | None, typer.Option(help="label, or a column: each value has its share.")] = None,
+    worst: Annotated[
+        bool, typer.Option("--worst", help="Not random ones: those that most checks mark, the most severe first.")
+    ] = False,
     seed: Seed = 0,
 ) -> None:
-    """Draw rows, for example to review them."""
+    """Draw rows at random, or take the worst ones, for example to review them."""
+    if worst and stratify is not None:
+        raise UserError("--worst takes the worst rows of all, so it has no use for --stratify. Leave one of them out.")
     with quick_imports():
         from tunesmith.curation.sample import data_sample
-        from tunesmith.report.curation import sample_parts
+        from tunesmith.curation.worst import data_worst
+        from tunesmith.report.curation import sample_parts, worst_parts
         from tunesmith.report.progress import Progress
 
     console = Console(highlight=False)
     with Progress(console) as progress:
-        found = data_sample(sources, rows, output, stratify=stratify, seed=seed, subscribers=[progress])
-    for part in sample_parts(found):
+        if worst:
+            parts = worst_parts(data_worst(sources, rows, output, subscribers=[progress]))
+        else:
+            found = data_sample(sources, rows, output, stratify=stratify, seed=seed, subscribers=[progress])
+            parts = sample_parts(found)
+    for part in parts:
         console.print(part, soft_wrap=True)
 
 

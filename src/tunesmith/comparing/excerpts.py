@@ -9,13 +9,13 @@ from tunesmith.comparing.needs import COVERED, content_words, coverage
 from tunesmith.data.example import Example, Message
 from tunesmith.data.template import special_tokens
 from tunesmith.evaluation.rows import task_of
+from tunesmith.inference.result_cache import digest_of
 from tunesmith.inference.sampling import Sampling
 from tunesmith.inference.score import Score
 from tunesmith.prompting.reading import Reading
 from tunesmith.retrieval.chunk import searched_text
 from tunesmith.retrieval.prompt import with_context
 from tunesmith.retrieval.search import Hit, Index
-from tunesmith.subjects.result_cache import digest_of
 from tunesmith.subjects.subject import Answer, Chat, Subject, SubjectAround, Timing, as_chat
 
 WITH_ANSWER = 0.8

@@ -7,8 +7,8 @@ from typing import Any
 from tunesmith.comparing.spec import Comparison
 from tunesmith.config.recipe import Recipe
 from tunesmith.errors import UserError
+from tunesmith.inference.result_cache import digest_of
 from tunesmith.run import Run, Subscriber
-from tunesmith.subjects.result_cache import digest_of
 from tunesmith.training.stages import resume, train
 
 SECTIONS = ("base", "method", "objective", "train")

@@ -1,6 +1,7 @@
 """The marks of checks, row by row."""
 
-from collections.abc import Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
 
 from tunesmith.checks.result import DataChecks, Mark
@@ -21,6 +22,21 @@ class Reason:
     check: str
     action: Action
     mark: Mark
+
+
+def marks_by_row(checks: DataChecks, rows: Container[Source]) -> dict[Source, list[str]]:
+    """What checks say of some rows, each with the check's name.
+
+    Args:
+        checks: what was found.
+        rows: which.
+    """
+    found: defaultdict[Source, list[str]] = defaultdict(list)
+    for result in checks.results:
+        for mark in result.marks:
+            if mark.source in rows:
+                found[mark.source].append(f"{result.name}: {mark.detail}")
+    return found
 
 
 class Marks:

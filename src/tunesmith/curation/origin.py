@@ -33,6 +33,21 @@ def refuse_outputs(*outputs: Path) -> None:
             output.parent.mkdir(parents=True, exist_ok=True)
 
 
+def kept_marks(output: Path) -> list[tuple[str, ...]]:
+    """What checks said of each row of a file when it was written; empty if that is not known of this content.
+
+    Args:
+        output: that `data_worst` wrote.
+    """
+    try:
+        origin = json.loads(origin_path(output).read_text(encoding="utf-8"))
+        if origin["outputs"][output.name]["sha256"] == file_sha256(output):
+            return [tuple(map(str, row["marks"])) for row in origin["counts"]["rows"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    return []
+
+
 def write_origin(
     path: Path,
     act: str,

@@ -1,6 +1,6 @@
 """`tunesmith data review`: somebody looks at rows and says which to keep, one key a row."""
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -10,6 +10,8 @@ from typing import Any
 
 from tunesmith.checks.driver import check_data
 from tunesmith.checks.record import Record
+from tunesmith.curation.marked import marks_by_row
+from tunesmith.curation.origin import kept_marks
 from tunesmith.curation.rows import Item, Rows
 from tunesmith.curation.verdicts import Verdict, digest_of_line
 from tunesmith.data.appended_rows import AppendedRows
@@ -111,7 +113,7 @@ def data_review(
     rows = Rows(path, subscribers)
     every = list(rows.items())
     items = [item for item in every if item.record is not None]
-    marks = _marks(path, subscribers)
+    marks = _marks(source, items, subscribers)
     with AppendedRows[Verdict].opened(target, Verdict.of, Verdict.values) as file:
         known = {verdict.row for verdict in file.entries if verdict.reviewer == reviewer}
         left = [item for item in items if digest_of_line(item.line) not in known]
@@ -124,11 +126,13 @@ def data_review(
     )
 
 
-def _marks(path: str | Path, subscribers: Sequence[Subscriber]) -> Mapping[Source, tuple[str, ...]]:
-    found: defaultdict[Source, list[str]] = defaultdict(list)
-    for result in check_data(path, subscribers=subscribers).results:
-        for mark in result.marks:
-            found[mark.source].append(f"{result.name}: {mark.detail}")
+def _marks(path: Path, items: Sequence[Item], subscribers: Sequence[Subscriber]) -> Mapping[Source, tuple[str, ...]]:
+    """What checks say of the rows: of all rows that they were chosen from, if that is known, else of these."""
+    sources = [item.source for item in items]
+    kept = kept_marks(path)
+    if len(kept) == len(items):
+        return dict(zip(sources, kept, strict=True))
+    found = marks_by_row(check_data(path, subscribers=subscribers), set(sources))
     return {source: tuple(details) for source, details in found.items()}
 
 

@@ -27,11 +27,11 @@ from tunesmith.evaluation.suite import open_suites, storages_of
 from tunesmith.evaluation.summary import summary
 from tunesmith.exporting.card import write_run_card
 from tunesmith.inference.memory import CONCURRENT
+from tunesmith.inference.result_cache import digest_of
 from tunesmith.inference.sampling import Sampling
 from tunesmith.metrics import METRICS, SHOWN_WHERE_THEY_DIFFER, Case, Metric, without_repeats
 from tunesmith.run import Events, Subscriber, atomic_write, jsonable, writing
 from tunesmith.statistics.measured import ratio_of
-from tunesmith.subjects.result_cache import digest_of
 from tunesmith.subjects.subject import ChatPrompt
 
 SAMPLES = 5

@@ -8,8 +8,8 @@ from tunesmith.cache_directory import cache_directory
 from tunesmith.data.cache import tokenizer_fingerprint
 from tunesmith.exporting.export import export
 from tunesmith.inference.model_reference import ModelReference, fingerprint_of
+from tunesmith.inference.result_cache import digest_of
 from tunesmith.run import Subscriber, cached_directory
-from tunesmith.subjects.result_cache import digest_of
 
 
 def gguf_form(name: str, kind: str, subscribers: Sequence[Subscriber] = ()) -> Path:

@@ -13,8 +13,8 @@ from tunesmith.engine.allocator import keep_freed_memory
 from tunesmith.errors import UserError
 from tunesmith.evaluation.forgetting_curve import CurveOptions, ForgettingCurve, measured_curve, writing_run
 from tunesmith.evaluation.suites.forgetting import other_texts
+from tunesmith.inference.result_cache import digest_of
 from tunesmith.run import Event, Events, Run, atomic_write
-from tunesmith.subjects.result_cache import digest_of
 from tunesmith.training.stages import resume, train
 
 RATES = (1.0, 1 / 3, 1 / 10)

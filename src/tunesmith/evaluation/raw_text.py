@@ -12,9 +12,9 @@ from transformers import PreTrainedTokenizerBase
 from tunesmith.errors import UserError
 from tunesmith.inference.generate import Generator
 from tunesmith.inference.request import Request
+from tunesmith.inference.result_cache import ResultCache, digest_of
 from tunesmith.inference.sampling import Sampling
 from tunesmith.subjects.local_subject import LocalSubject
-from tunesmith.subjects.result_cache import ResultCache, digest_of
 from tunesmith.subjects.subject import Subject
 
 KEPT = 256

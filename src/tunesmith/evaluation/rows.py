@@ -20,9 +20,9 @@ from tunesmith.data.reasoning import reasoning_of, with_reasoning
 from tunesmith.data.report import DataReport
 from tunesmith.data.tokens import TokenTable
 from tunesmith.errors import UserError
+from tunesmith.inference.result_cache import digest_of
 from tunesmith.objectives.instruction import Instruction
 from tunesmith.objectives.text import Text
-from tunesmith.subjects.result_cache import digest_of
 
 LONGEST = 2**17
 """Tokens of a row of a file; a longer one is left out, and counted."""

@@ -24,10 +24,10 @@ from tunesmith.data.examples import examples, training_examples
 from tunesmith.data.report import DataReport
 from tunesmith.errors import UserError
 from tunesmith.inference.model import Model
+from tunesmith.inference.result_cache import digest_of
 from tunesmith.prompting.sections import Examples, Guardrails
 from tunesmith.prompting.template import fill, literal, names_in
 from tunesmith.run import atomic_write, writing
-from tunesmith.subjects.result_cache import digest_of
 from tunesmith.subjects.subject import ChatRenderer, PromptedSubject, Subject
 
 PROMPT_FILE = "prompt.yaml"

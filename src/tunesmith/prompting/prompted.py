@@ -6,12 +6,12 @@ from functools import cached_property
 from tunesmith.data.example import Example, Message
 from tunesmith.errors import UserError
 from tunesmith.inference.model import Model
+from tunesmith.inference.result_cache import digest_of
 from tunesmith.inference.sampling import Sampling
 from tunesmith.inference.score import Score
 from tunesmith.prompting.prompt import Prompt
 from tunesmith.prompting.reading import Reading
 from tunesmith.prompting.shots import Shots
-from tunesmith.subjects.result_cache import digest_of
 from tunesmith.subjects.subject import Answer, Chat, Subject, SubjectAround, Timing, as_chat
 
 SYSTEM = ("system", "developer")

@@ -8,12 +8,12 @@ import numpy as np
 from tunesmith.data.example import Example, Message
 from tunesmith.data.reasoning import reasoning_of
 from tunesmith.errors import UserError
+from tunesmith.inference.result_cache import digest_of
 from tunesmith.prompting.prompt import Prompt, example_of
 from tunesmith.prompting.sections import CHOICES
 from tunesmith.prompting.similarity import Similarity, VectorSimilarity, WordSimilarity, representatives
 from tunesmith.retrieval.encoder import Encoder
 from tunesmith.retrieval.full_text import words_of
-from tunesmith.subjects.result_cache import digest_of
 from tunesmith.subjects.subject import Chat
 
 MOST_COMPARED = 2000

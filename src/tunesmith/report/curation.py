@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from tunesmith.curation.sample import Sample
     from tunesmith.curation.select import Selection
     from tunesmith.curation.split import Split
+    from tunesmith.curation.worst import Worst
     from tunesmith.data.report import Reason
 
 SHOWN = 20
@@ -118,6 +119,17 @@ def sample_parts(sample: "Sample") -> list[RenderableType]:
     if sample.classes:
         parts.append(counts_table("class", {"rows": sample.classes}))
     return parts + malformed_lines(sample.malformed)
+
+
+def worst_parts(worst: "Worst") -> list[RenderableType]:
+    """What `data_worst` wrote.
+
+    Args:
+        worst: its result.
+    """
+    which = f"the worst {worst.rows:,} of {worst.marked:,} marked rows, the worst first; {worst.read:,} were checked."
+    review = Text(f"Look at them with what checks say: tunesmith data review {worst.file}")
+    return [Text(f"Wrote {worst.file}: {which}"), review, *malformed_lines(worst.malformed)]
 
 
 def selection_parts(selection: "Selection") -> list[RenderableType]:

@@ -17,6 +17,7 @@ from tunesmith.checks.record import Record
 from tunesmith.checks.result import CheckResult, DataChecks, Mark
 from tunesmith.checks.rows_again import Read, read_again
 from tunesmith.checks.table import Table
+from tunesmith.checks.worst import WorstRows
 from tunesmith.data.example import Malformed, Source
 from tunesmith.report.charts import bar_chart
 from tunesmith.report.data_checks import ORDER, next_commands
@@ -63,7 +64,7 @@ class ShownRow:
 def write_checks_page(
     path: Path, found: DataChecks, files: Sequence[Input], others: Sequence[Input], what: Sequence[str]
 ) -> Path:
-    """Write a self-contained page: figures of the rows, each check with its first rows in their place, what to do next.
+    """Write a self-contained page: figures of the rows, each check with its worst rows in their place, what to do next.
 
     Personal data and secrets are replaced by pseudonyms in all texts that are shown, so that the page can be passed on.
 
@@ -83,7 +84,10 @@ def write_checks_page(
     marked = sorted((each for each in found.results if each.count), key=lambda each: ORDER.index(each.severity))
     table = Table.read(found.directory / "rows")
     clusters = _clusters(found)
-    marks = {result.name: result.first(SHOWN) for result in marked if result.name not in DUPLICATES}
+    rows_by_badness = WorstRows(found)
+    marks = {
+        result.name: result.worst(SHOWN, rows_by_badness.badness) for result in marked if result.name not in DUPLICATES
+    }
     rows = read_again([*files, *others], _wanted(marks, clusters))
     shown = {
         "name": ", ".join(found.files[:3]) + (f" and {len(found.files) - 3:,} more" if len(found.files) > 3 else ""),

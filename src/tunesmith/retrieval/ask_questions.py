@@ -12,6 +12,7 @@ from tunesmith.evaluation.figures import Figures
 from tunesmith.evaluation.summary import summary
 from tunesmith.inference.model import Model
 from tunesmith.inference.model_reference import fingerprint_of
+from tunesmith.inference.result_cache import ResultCache, digest_of
 from tunesmith.metrics.text import exact_match, word_f1
 from tunesmith.retrieval.ask import DEFAULTS, Answer, Asker, AskSettings, Query
 from tunesmith.retrieval.citing import SUPPORT, best_support
@@ -21,7 +22,6 @@ from tunesmith.retrieval.questions import Question, about_questions, read_questi
 from tunesmith.retrieval.search import Index
 from tunesmith.run import Events, Subscriber, jsonable
 from tunesmith.statistics.measured import Measured, mean_of, ratio_of
-from tunesmith.subjects.result_cache import ResultCache, digest_of
 
 TOGETHER = 8
 """Questions that are answered together, and kept."""

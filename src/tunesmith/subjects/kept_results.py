@@ -11,11 +11,11 @@ from tunesmith.data.cache import tokenizer_fingerprint
 from tunesmith.data.tokens import TokenTable
 from tunesmith.heads.head_file import described_head
 from tunesmith.inference.model import Model
+from tunesmith.inference.result_cache import ResultCache, digest_of
 from tunesmith.inference.sampling import Sampling
 from tunesmith.inference.score import Score
 from tunesmith.inference.writing import Writing
 from tunesmith.models.load import fingerprint
-from tunesmith.subjects.result_cache import ResultCache, digest_of
 from tunesmith.subjects.subject import Chat
 
 

@@ -22,6 +22,7 @@ from tunesmith.errors import UserError
 from tunesmith.inference.generate import Generator
 from tunesmith.inference.held_out import RowLosses, held_out_losses, row_outputs, row_vectors
 from tunesmith.inference.model import Model
+from tunesmith.inference.result_cache import ResultCache, digest_of
 from tunesmith.inference.sampling import Sampling
 from tunesmith.inference.score import SOURCE, Score, scores_of
 from tunesmith.inference.writing import Writing
@@ -36,7 +37,6 @@ from tunesmith.subjects.kept_results import (
     score_from,
     score_values,
 )
-from tunesmith.subjects.result_cache import ResultCache, digest_of
 from tunesmith.subjects.subject import Answer, Chat, Timing, as_chat
 from tunesmith.subjects.timing import timed
 

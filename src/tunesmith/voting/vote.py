@@ -17,10 +17,10 @@ from tunesmith.evaluation.opening import Opening, Wanted, extensions_of, names_o
 from tunesmith.evaluation.questions import Question, question_of, questions
 from tunesmith.evaluation.rows import EvaluationRows, spread
 from tunesmith.inference.memory import CONCURRENT
+from tunesmith.inference.result_cache import digest_of
 from tunesmith.inference.sampling import Sampling
 from tunesmith.run import Events, Run, Subscriber
 from tunesmith.subjects.kept_results import content_digest
-from tunesmith.subjects.result_cache import digest_of
 from tunesmith.subjects.subject import Subject
 from tunesmith.voting.votes import Contender, Vote, VoteFile
 

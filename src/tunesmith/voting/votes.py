@@ -19,7 +19,7 @@ from tunesmith.data.appended_rows import AppendedRows, values_of
 from tunesmith.data.example import Malformed, Message
 from tunesmith.data.read import Row, read
 from tunesmith.errors import UserError
-from tunesmith.subjects.result_cache import digest_of
+from tunesmith.inference.result_cache import digest_of
 
 Side = Literal["chosen", "rejected"]
 
