@@ -236,6 +236,7 @@ class Generator:
         keep: Collection[str] = (),
         draft: str | None = LOOKUP,
         grammar: Grammar | None = None,
+        stops: Collection[int] = (),
     ) -> Writing:
         """A request for one answer, to be submitted to the engine.
 
@@ -248,6 +249,7 @@ class Generator:
             keep: special tokens that the answer's text keeps.
             draft: as in `answers`.
             grammar: from `grammar`; None: it is compiled here.
+            stops: ids that end the answer, beside the model's own.
 
         Raises:
             UserError: there is no such adapter or draft model, or the schema, expression or grammar is not valid.
@@ -255,7 +257,8 @@ class Generator:
         drafter, grammar = self.drafter(draft), grammar or self.grammar(sampling)
         constraint = None if grammar is None else grammar.begin()
         own = self._adapter(adapter)
-        request = Request(ids, sampling, self.stops, number, own, constraint=constraint, drafter=drafter)
+        ends = self.stops.union(stops)
+        request = Request(ids, sampling, ends, number, own, constraint=constraint, drafter=drafter)
         return Writing(request, TextStream(self.tokenizer, sampling.stop, keep), write)
 
     def grammar(self, sampling: Sampling) -> Grammar | None:

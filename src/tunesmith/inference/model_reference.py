@@ -67,6 +67,8 @@ class ModelReference:
             name = locate(Base(path=str(path)))
         elif (path / "adapter_config.json").exists():
             config = json.loads((path / "adapter_config.json").read_text(encoding="utf-8"))
+            if not config.get("base_model_name_or_path"):
+                raise UserError(f"{path / 'adapter_config.json'} names no base. Set base_model_name_or_path to it.")
             base = Base(path=config["base_model_name_or_path"], revision=config.get("revision"))
             return cls(base, head_of_adapter(path, base), path, path)
         base = Base(path=name)

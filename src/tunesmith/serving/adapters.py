@@ -56,15 +56,50 @@ class ServedAdapters:
         Raises:
             UserError: there is none of that name, or it does not fit on the model.
         """
-        path = self._path_of(name)
-        directory = None if path is None else ModelReference.find(str(path)).adapter
-        if directory is None:
-            raise UserError(f"There is no adapter {name}." if path is None else f"{path} has no adapter.")
+        directory = self._existing(name)
         now = _Read(directory, _stamp(directory))
         if self._read.get(name) != now:
             self._shelf.add(name, directory)
             self._read[name] = now
         return self._shelf.get(name).identity
+
+    def load(self, name: str, path: Path) -> None:
+        """Read an adapter now, as vLLM's `/v1/load_lora_adapter` does. At the start of training it has no effect yet.
+
+        Args:
+            name: of the adapter.
+            path: where it is: the directory of that name in the directory of adapters.
+
+        Raises:
+            UserError: it is elsewhere, or does not fit on the model.
+        """
+        if self._directory is None or path.absolute() != (self._directory / name).absolute():
+            where = "with --adapters DIR" if self._directory is None else f"as {self._directory.absolute() / name}"
+            raise UserError(f"{path} is not where this server takes adapters from. Serve it {where}.")
+        directory = self._existing(name)
+        self._shelf.add(name, directory, refuse_no_effect=False)
+        self._read[name] = _Read(directory, _stamp(directory))
+
+    def unload(self, name: str) -> None:
+        """Forget an adapter that was read; answers that have begun keep it.
+
+        Raises:
+            UserError: none of that name was read.
+        """
+        self._shelf.remove(name)
+        self._read.pop(name, None)
+
+    def _existing(self, name: str) -> Path:
+        """The directory with the adapter's files.
+
+        Raises:
+            UserError: there is none.
+        """
+        path = self._path_of(name)
+        directory = None if path is None else ModelReference.find(str(path)).adapter
+        if directory is None:
+            raise UserError(f"There is no adapter {name}." if path is None else f"{path} has no adapter.")
+        return directory
 
     def _path_of(self, name: str) -> Path | None:
         if name in self._given:

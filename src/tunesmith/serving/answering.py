@@ -24,14 +24,15 @@ D_co = TypeVar("D_co", covariant=True)
 @dataclass(frozen=True, slots=True)
 class Asked:
     """One answer that is asked for: its prompt's ids, how it is sampled, its number among those with the same seed,
-    the special tokens that its text keeps, and ids that are scored as the answer, so that nothing is written. The
-    answers of a request are sampled alike."""
+    the special tokens that its text keeps, ids that are scored as the answer, so that nothing is written, and ids that
+    end it beside the model's own. The answers of a request are sampled alike."""
 
     ids: Sequence[int]
     sampling: Sampling
     number: int = 0
     keep: tuple[str, ...] = ()
     scored: Sequence[int] | None = None
+    stops: tuple[int, ...] = ()
 
 
 @dataclass
@@ -153,7 +154,7 @@ class Answering:
             )
         return self._service.model.generator.begin(
             asked.ids, asked.sampling, asked.number, target.adapter, keep=asked.keep, draft=self._service.draft,
-            grammar=grammar,
+            grammar=grammar, stops=asked.stops,
         )  # fmt: skip
 
     async def _counted(

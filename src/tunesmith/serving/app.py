@@ -6,17 +6,20 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
+from tunesmith.errors import UserError
 from tunesmith.serving import metrics
+from tunesmith.serving.adapters import ServedAdapters
 from tunesmith.serving.answering import Answering
-from tunesmith.serving.bodies import FeedbackBody
+from tunesmith.serving.bodies import B, FeedbackBody, LoadAdapterBody, UnloadAdapterBody
 from tunesmith.serving.chat import Chat
 from tunesmith.serving.completions import Completions
 from tunesmith.serving.errors import ApiError, internal_error, on_api_error, unknown_model
@@ -62,6 +65,8 @@ def _endpoints(service: Service) -> list[tuple[str, str, Endpoint]]:
         ("/v1/models", "GET", about.models),
         ("/v1/models/{name:path}", "GET", about.one_model),
         ("/v1/feedback", "POST", about.feedback),
+        ("/v1/load_lora_adapter", "POST", about.load_adapter),
+        ("/v1/unload_lora_adapter", "POST", about.unload_adapter),
     ]
     vectors, commands = Vectors(service), service.model.head.commands
     writing: list[Endpoint] = []
@@ -132,6 +137,35 @@ class _About:
         if not await service.prepare(partial(service.feedback.append, row)):
             raise ApiError(507, "The file of feedback has reached its limit. Move it away.", code="feedback_full")
         return JSONResponse({"id": body.id, "object": "feedback", "stored": True})
+
+    async def load_adapter(self, request: Request) -> Response:
+        """Read an adapter of the directory of adapters now."""
+        body, adapters = await self._of_adapters(request, LoadAdapterBody)
+        await self._on_engine(lambda: adapters.load(body.lora_name, Path(body.lora_path)))
+        return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' added successfully.")
+
+    async def unload_adapter(self, request: Request) -> Response:
+        """Forget an adapter of the directory of adapters."""
+        body, adapters = await self._of_adapters(request, UnloadAdapterBody)
+        await self._on_engine(lambda: adapters.unload(body.lora_name))
+        return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' removed successfully.")
+
+    async def _of_adapters(self, request: Request, kind: type[B]) -> tuple[B, ServedAdapters]:
+        """The body of a request about adapters, from a client who may use all models, and the adapters."""
+        service = self._service
+        if service.client(request).models is not None:
+            raise ApiError(403, "This key may use some models only. Use a key without --model.")
+        body = await service.body(request, kind)
+        if service.adapters is None:
+            raise ApiError(404, "This server takes no adapters. Start it with --adapters DIR.", code="no_adapters")
+        return body, service.adapters
+
+    async def _on_engine(self, work: Callable[[], None]) -> None:
+        """Do something with adapters between two steps."""
+        try:
+            await self._service.thread.call(work)
+        except UserError as error:
+            raise ApiError(400, str(error)) from None
 
     async def not_this_model(self, request: Request) -> Response:
         """An endpoint for models with another head."""

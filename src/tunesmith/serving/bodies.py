@@ -152,13 +152,38 @@ class ChatBody(Sampled):
 
 
 class CompletionBody(Sampled):
-    """Of `/v1/completions`. Without an answer (`max_tokens: 0`), there is only the prompt to report (`echo`)."""
+    """Of `/v1/completions`. Without an answer (`max_tokens: 0`), there is only the prompt to report (`echo`).
+
+    Attributes:
+        stop_token_ids: ids that end an answer, beside the model's own (vLLM's field).
+        return_token_ids: whether each choice has `prompt_token_ids` and `token_ids` (vLLM's field). These and
+            `logprobs` then have the token that ended the answer, too.
+    """
 
     prompt: Texts | list[int] | list[list[int]]
     max_tokens: Annotated[int, Field(ge=0)] | None = None
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     echo: bool | None = None
     best_of: Annotated[int, Field(ge=1, le=128)] | None = None
+    stop_token_ids: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=0, max_length=64)] | None = None
+    return_token_ids: bool | None = None
+
+
+class LoadAdapterBody(BaseModel):
+    """Of `/v1/load_lora_adapter`, as vLLM has it."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    lora_name: Annotated[str, Field(min_length=1, max_length=200)]
+    lora_path: Annotated[str, Field(min_length=1, max_length=4096)]
+
+
+class UnloadAdapterBody(BaseModel):
+    """Of `/v1/unload_lora_adapter`, as vLLM has it."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    lora_name: Annotated[str, Field(min_length=1, max_length=200)]
 
 
 class EmbeddingBody(Body):

@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -36,8 +36,10 @@ class Plan:
         each: how many are sampled for a prompt.
         n: how many of them are sent.
         logprobs: whether log-probabilities are reported.
-        ids: of the prompts, if they are repeated before their continuations; else None.
+        ids: of the prompts.
+        echo: whether the prompts are repeated before their continuations.
         scored: of these, what their log-probabilities are computed from.
+        with_ids: whether the ids of prompts and answers are sent.
     """
 
     target: Target
@@ -46,8 +48,10 @@ class Plan:
     each: int
     n: int
     logprobs: bool
-    ids: Sequence[Sequence[int]] | None = None
+    ids: Sequence[Sequence[int]]
+    echo: bool = False
     scored: Sequence[Asked] = ()
+    with_ids: bool = False
 
 
 class Completions:
@@ -78,7 +82,7 @@ class Completions:
         if body.stream and each > n:
             raise ApiError(400, "best_of cannot be streamed: which answers are best is known at the end.", "best_of")
         body.refuse_unused_stream_options()
-        self._refuse_impossible_echo(body)
+        self._refuse_impossible(body)
         prompts = _prompts(body.prompt)
         if len(prompts) * each > MOST_ANSWERS:
             message = f"{len(prompts):,} prompts are to have {each} answers each. Ask for at most {MOST_ANSWERS:,}."
@@ -87,16 +91,20 @@ class Completions:
         most = 16 if body.max_tokens is None else max(body.max_tokens, 1)  # 16 is OpenAI's default
         tokens = self._answering.answer_tokens(ids, most, "max_tokens")
         sampling = sampling_of(body, self._service.default, max_new_tokens=tokens, top_logprobs=body.logprobs or 0)
-        asked = [Asked(own, sampling, number * each + k) for number, own in enumerate(ids) for k in range(each)]
-        if not body.echo:
-            return Plan(target, prompts, asked, each, n, body.logprobs is not None)
-        scored = [Asked(own[:1], sampling, scored=own[1:]) for own in ids if body.logprobs is not None]
-        return Plan(
-            target, prompts, asked if body.max_tokens != 0 else (), each, n, body.logprobs is not None, ids, scored
+        stops = tuple(body.stop_token_ids or ())
+        asked = [
+            Asked(own, sampling, number * each + k, stops=stops) for number, own in enumerate(ids) for k in range(each)
+        ]
+        plan = Plan(
+            target, prompts, asked, each, n, body.logprobs is not None, ids, with_ids=bool(body.return_token_ids)
         )
+        if not body.echo:
+            return plan
+        scored = [Asked(own[:1], sampling, scored=own[1:]) for own in ids if body.logprobs is not None]
+        return replace(plan, asked=asked if body.max_tokens != 0 else (), echo=True, scored=scored)
 
-    def _refuse_impossible_echo(self, body: CompletionBody) -> None:
-        """Refuse an empty answer without the prompt, and a prompt that cannot be repeated.
+    def _refuse_impossible(self, body: CompletionBody) -> None:
+        """Refuse an empty answer without the prompt, a prompt that cannot be repeated, and ids in a stream.
 
         Raises:
             ApiError: it is asked for.
@@ -105,6 +113,8 @@ class Completions:
             raise ApiError(400, "max_tokens is 0. Ask for at least 1, or for the prompt alone with echo.", "max_tokens")
         if body.echo and body.stream:
             raise ApiError(400, "echo cannot be streamed. Leave out one of them.", "echo")
+        if body.return_token_ids and body.stream:
+            raise ApiError(400, "return_token_ids cannot be streamed. Leave out one of them.", "return_token_ids")
         if body.echo and self._service.model.generator.model.config.is_encoder_decoder:
             raise ApiError(400, "echo is for decoders, and the model is an encoder–decoder. Leave it out.", "echo")
 
@@ -120,9 +130,9 @@ class Completions:
     async def _at_once(self, plan: Plan) -> Response:
         usage, head = Usage(), about(plan.target, "cmpl", "text_completion")
         if not plan.asked:  # of a prompt alone: otherwise the answers count it
-            usage.prompt = sum(map(len, plan.ids or ()))
+            usage.prompt = sum(map(len, plan.ids))
         asked = [*plan.asked, *plan.scored]
-        all_texts = [_Text(self._texts, plan.logprobs, with_end=plan.ids is not None) for _ in asked]
+        all_texts = [_Text(self._texts, plan.logprobs, with_end=plan.echo or plan.with_ids) for _ in asked]
         if asked:
             async for _ in self._answering.answers(plan.target, asked, all_texts, usage):
                 pass
@@ -134,20 +144,21 @@ class Completions:
         chosen = best if plan.each > plan.n else texts
         self._remember(head["id"], plan, chosen)
         choices = [_choice(index, each.text, each.logprobs, each.finish) for index, each in enumerate(chosen)]
-        if plan.ids is not None:
-            self._repeat_prompts(plan, plan.ids, prompts, choices)
+        if plan.echo:
+            self._repeat_prompts(plan, prompts, choices)
+        if plan.with_ids:
+            for choice, each in zip(choices, chosen, strict=True):
+                choice |= {"prompt_token_ids": list(plan.ids[choice["index"] // plan.n]), "token_ids": each.ids}
         return JSONResponse({**head, "choices": choices, "usage": usage_of(usage)})
 
-    def _repeat_prompts(
-        self, plan: Plan, ids: Sequence[Sequence[int]], scored: Sequence["_Text"], choices: Sequence[dict[str, Any]]
-    ) -> None:
+    def _repeat_prompts(self, plan: Plan, scored: Sequence["_Text"], choices: Sequence[dict[str, Any]]) -> None:
         """Put each prompt before its continuations."""
         for choice in choices:
             prompt = choice["index"] // plan.n
             choice["text"] = prompt_text(plan.prompts[prompt], self._service.model.tokenizer) + choice["text"]
             if plan.logprobs:
                 own = scored[prompt].logprobs
-                choice["logprobs"] = with_prompt(ids[prompt][0], own, choice["logprobs"], self._texts)
+                choice["logprobs"] = with_prompt(plan.ids[prompt][0], own, choice["logprobs"], self._texts)
 
     async def _events(self, plan: Plan, include_usage: bool) -> AsyncGenerator[bytes]:
         usage, head = Usage(), about(plan.target, "cmpl", "text_completion")
@@ -181,7 +192,7 @@ class _Text:
     Args:
         texts: of tokens.
         with_logprobs: whether log-probabilities are asked for.
-        with_end: whether they have the token that ends the answer too, as clients that read prompts expect.
+        with_end: whether they and the ids have the token that ends the answer too.
         finish: why it ended, if there is nothing to write.
     """
 
@@ -191,14 +202,18 @@ class _Text:
         self._texts, self._with, self._with_end = texts, with_logprobs, with_end
         self._length = 0  # of the tokens' texts
         self.text, self.mean = "", 0.0
+        self.ids: list[int] = []
         self.finish = finish
         self.logprobs: dict[str, list[Any]] | None = None
 
     def take(self, piece: Piece) -> _New:
         """The next piece."""
         self.text += piece.text
+        self.ids += piece.tokens
         if isinstance(piece.end, Generation):
             self.finish, self.mean = piece.end.finish_reason, piece.end.mean_logprob
+            if self._with_end and piece.end.end is not None:
+                self.ids.append(piece.end.end[0])
         return _New(piece.text, self._logprobs(piece) if self._with else None)
 
     def _logprobs(self, piece: Piece) -> dict[str, list[Any]]:
