@@ -23,6 +23,7 @@ from tunesmith.engine.loop import Loop
 from tunesmith.engine.phases import InitialWeights, Phases
 from tunesmith.engine.trainable import master_weights
 from tunesmith.inference.sampler import Sampler
+from tunesmith.inference.server_sampler import ServerSampler
 from tunesmith.models.attention import use_document_attention
 from tunesmith.objectives.rollouts import Completion, Prompt
 from tunesmith.run import Event, Events
@@ -162,7 +163,10 @@ def rollouts_over(
 
     phases = Phases(
         trained, losses, plan, batches, {example.source: example for example in examples},
-        Sampler(trained, tokenizer, pages=64), rewards,
+        Sampler(trained, tokenizer, pages=64)
+        if plan.server is None
+        else ServerSampler(trained, tokenizer, plan.server, directory),
+        rewards,
         InitialWeights(trained) if plan.keeps_initial_weights else None, 0, emitter,
     )  # fmt: skip
     loop = Loop(

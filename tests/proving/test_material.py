@@ -8,13 +8,13 @@ import pytest
 from bytewise import CHATML, byte_tokenizer
 
 from tunesmith.data.render import Renderer
+from tunesmith.inference.openai_client import error_message
 from tunesmith.proving import material as module
 from tunesmith.proving.http import bucketed_divergence
 from tunesmith.proving.limits import EIGHT_BITS, EXACT, FEWER_BITS, FOUR_BITS, Kind, kind_of
 from tunesmith.proving.material import QUESTIONS, material
 from tunesmith.proving.parity import beside
 from tunesmith.proving.reader import agreement
-from tunesmith.subjects.openai_client import error_message
 
 
 def renderer(template: str | None = CHATML) -> Renderer:

@@ -13,6 +13,7 @@ from running_server import save_adapter
 from transformers import GenerationConfig
 
 from tunesmith.errors import UserError
+from tunesmith.inference import vllm_adapters
 from tunesmith.inference.sampling import Sampling
 from tunesmith.ops import native
 from tunesmith.serving import vllm
@@ -179,7 +180,7 @@ def test_vllm_without_adapters_has_no_lora(tiny_model: Path, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        *(({setting: {"x": 1}}, text) for setting, text in vllm.UNSUPPORTED.items()),
+        *(({setting: {"x": 1}}, text) for setting, text in vllm_adapters.UNSUPPORTED.items()),
         ({"peft_type": "IA3"}, "an adapter of type IA3"),
         ({"r": 513}, "rank 513, and the highest is 512"),
         ({"bias": "all", "use_dora": True}, "trained biases"),

@@ -1,6 +1,6 @@
 """Every setting of the objectives that learn from their own samples, by its formula on texts computed one by one."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from bytewise import byte_tokenizer
 from completions import COMPLETIONS, PROMPTS, completions_table
-from rollouts import Values, rollouts_over
+from rollouts import Values, plain_llama, rollouts_over, tiny_llama
+from running_server import served
 from settings_coverage import shows
 from small_models import objective_of, own_forward, small_model
 from torch import Tensor
@@ -19,6 +21,7 @@ from tunesmith.data.batch import collate
 from tunesmith.data.example import Source
 from tunesmith.data.tokens import TokenTable
 from tunesmith.engine.interrupt import Interruption
+from tunesmith.errors import UserError
 from tunesmith.objectives.rollouts import Completion, Prompt
 from tunesmith.objectives.sampler_checks import MOST_GAP
 from tunesmith.ops.policy_loss import advantages
@@ -455,3 +458,46 @@ def test_completions_that_were_cut_have_no_loss(tmp_path: Path) -> None:
     assert stops
     for weights, is_cut in zip(split(phase_table(loop), "weight"), cut, strict=True):
         assert weights == pytest.approx([0.0 if is_cut else 1.0] * len(weights), abs=1e-3)
+
+
+# A server
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("base")
+    plain_llama(torch.float32, 0.3).save_pretrained(directory)
+    byte_tokenizer().save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def running(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
+    """The address of a server, and the directory that it takes adapters from."""
+    folder = tmp_path_factory.mktemp("shared")
+    with served(base, adapters=folder) as server:
+        yield server.server.address, folder
+
+
+@shows(*of_all("sampler.server", "sampler.folder", "sampler.max_gap"))
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_server_samples_with_the_adapter_in_its_folder(
+    tmp_path: Path, base: Path, running: tuple[str, Path], kind: str
+) -> None:
+    """It and the trainer differ by less than 1e-4 nats, and by more than 1e-12."""
+    address, folder = running
+    model = tiny_llama()
+    model.name_or_path = str(base)
+    server = {"server": f"{address}/v1#tiny", "folder": str(folder), "max_gap": 1e-4}
+    loop, _ = rollouts_over(tmp_path, model=model, method="lora", kind=kind, sampler=server)
+    before = set(folder.iterdir())
+    loop.step()
+    (directory,) = set(folder.iterdir()) - before
+    assert (directory / "adapter_model.safetensors").exists()
+    loop.phases.end()  # type: ignore[union-attr]
+    assert not directory.exists()
+    model = tiny_llama()
+    model.name_or_path = str(base)
+    loop, _ = rollouts_over(tmp_path, model=model, method="lora", kind=kind, sampler={**server, "max_gap": 1e-12})
+    with pytest.raises(UserError, match=r"objective\.sampler\.max_gap is 1e-12"):
+        loop.step()

@@ -5,6 +5,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+from pydantic import Field, field_validator
+
 from tunesmith.config.registry import Strict, unwritten
 from tunesmith.config.reward import RewardConfig
 from tunesmith.config.types import (
@@ -27,6 +29,38 @@ PER_TOKEN = "nats per loss token"
 """The unit of a loss of text, which heads may report in another form, such as the perplexity."""
 
 
+class SamplingServer(Strict):
+    """A server of vLLM or of `tunesmith serve` that samples completions, and gets the adapter before each phase."""
+
+    server: str
+    """Its address, such as `http://gpu:8000/v1`; with `#NAME` if the base is not the first of its models. Its key is in
+    `TUNESMITH_API_KEY`."""
+
+    folder: str | None = None
+    """Where the adapter is written for the server, which needs it at the same path. Default: the run's directory."""
+
+    max_gap: float = Field(default=0.15, gt=0)
+    """The largest mean difference (nats) between the server's and the trainer's log p of the same tokens; a larger one
+    stops the run. 0.15: more than two implementations in bf16 differ by."""
+
+    @field_validator("server")
+    @classmethod
+    def _is_an_address(cls, value: str) -> str:
+        if not value.startswith(("http://", "https://")):
+            raise ValueError("must be an address, such as http://gpu:8000/v1")
+        return value
+
+    @property
+    def address(self) -> str:
+        """Without the model's name."""
+        return self.server.partition("#")[0]
+
+    @property
+    def model(self) -> str | None:
+        """The model's name there; None: its first one."""
+        return self.server.partition("#")[2] or None
+
+
 @dataclass(frozen=True)
 class RolloutPlan:
     """How a run generates what it trains on, phase by phase.
@@ -41,6 +75,7 @@ class RolloutPlan:
         keeps_initial_weights: whether the weights that the run started with stay in memory.
         trained: the most completions of a prompt that are trained on.
         are_compared: whether these are in one row, whatever its length.
+        server: that samples; None: the generation engine does, on the weights in training.
     """
 
     prompts: int
@@ -52,6 +87,7 @@ class RolloutPlan:
     keeps_initial_weights: bool
     trained: int
     are_compared: bool = False
+    server: SamplingServer | None = None
 
 
 class ObjectiveConfig(Strict, ABC):

@@ -92,6 +92,12 @@ class Recipe(Strict):
             )
         if self.data.replay and (formats or self.objective.bases != ("decoder",)):
             raise ValueError(f"data.replay needs a decoder that writes text, not objective: {self.objective.kind}")
+        plan = self.objective.rollouts
+        if plan is not None and plan.server is not None and self.method.trains_base:
+            raise ValueError(
+                f"objective.sampler: the server gets an adapter before each phase, and method {self.method.kind} moves "
+                "the base's own matrices. Set method: lora, or leave out objective.sampler"
+            )
         if self.base.quantized and self.method.trains_base:
             raise ValueError(
                 f"method {self.method.kind} moves the base's own matrices, and base.weights: {self.base.weights} holds "

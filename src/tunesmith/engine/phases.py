@@ -18,6 +18,7 @@ from tunesmith.data.tokens import TokenTable
 from tunesmith.engine.allocator import release_freed_memory
 from tunesmith.inference.sampler import Sampler
 from tunesmith.inference.sampling import Sampling
+from tunesmith.inference.server_sampler import ServerSampler
 from tunesmith.objectives.objective import Objective
 from tunesmith.objectives.rollouts import Collected, Completion, Phase, Prompt, RewardValues
 from tunesmith.run import Events
@@ -63,7 +64,7 @@ class Phases:
         plan: how much a phase samples and serves.
         prompts: which rows each phase takes.
         examples: the row of each source, for what is not in the tokens.
-        sampler: of the model.
+        sampler: of the model, in this process or on a server.
         reward: the rewards of completions, one for each prompt, after this many optimizer steps.
         initial: the weights at the start of the run; None: nothing needs them.
         seed: of the run.
@@ -80,7 +81,7 @@ class Phases:
     plan: RolloutPlan
     prompts: Batches
     examples: dict[Source, Example]
-    sampler: Sampler
+    sampler: Sampler | ServerSampler
     reward: Callable[[Sequence[Prompt], Sequence[Completion], int], RewardValues]
     initial: InitialWeights | None
     seed: int
@@ -147,6 +148,10 @@ class Phases:
             times.append(time.perf_counter() - started)
         few, more = FORECAST_TOKENS
         return times[0] + max(0.0, times[1] - times[0]) / (more - few) * max(0, most - few)
+
+    def end(self) -> None:
+        """Free what the sampler holds for the run."""
+        self.sampler.end()
 
     def take_metrics(self) -> dict[str, Any]:
         """The metrics of the phase, once."""

@@ -19,9 +19,9 @@ from tunesmith.exporting.export import KINDS
 from tunesmith.inference.memory import CONCURRENT
 from tunesmith.inference.model import Model
 from tunesmith.inference.model_reference import ModelReference
+from tunesmith.inference.openai_client import OpenAIClient
 from tunesmith.run import PIPELINE_FILE, Subscriber, resolve_run
 from tunesmith.subjects.local_subject import LocalSubject
-from tunesmith.subjects.openai_client import OpenAIClient
 from tunesmith.subjects.served_subject import ServedSubject
 from tunesmith.training.checkpoint_output import is_checkpoint, output_of_checkpoint
 

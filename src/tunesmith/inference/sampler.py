@@ -92,6 +92,9 @@ class Sampler:
         self._run(requests)
         return [request.log_probabilities for request in requests]
 
+    def end(self) -> None:
+        """Nothing: the caches are freed after each call."""
+
     def _run(self, requests: Sequence[Request]) -> None:
         with self._evaluating():
             if self._paged is None:

@@ -135,7 +135,17 @@ def random_stream(seed: int, number: int) -> torch.Generator:
         number: of the answer among all that have this seed. The first one's stream is PyTorch's own of that seed, so
             that it is sampled as transformers samples it.
     """
-    return torch.Generator().manual_seed((seed + number * _STREAM) % 2**63)
+    return torch.Generator().manual_seed(stream_seed(seed, number))
+
+
+def stream_seed(seed: int, number: int) -> int:
+    """A seed whose answers, from number 0 on, have the random numbers of those of `seed` from `number` on.
+
+    Args:
+        seed: of the sampling.
+        number: of an answer.
+    """
+    return (seed + number * _STREAM) % 2**63
 
 
 def chosen(

@@ -39,7 +39,7 @@ class PolicyObjective(Objective, ABC):
 
     def __init__(self, config: Any) -> None:
         self.config = config
-        self._checks = SamplerChecks(self.scores, config.temperature)
+        self._checks = SamplerChecks(self.scores, config.temperature, config.sampler)
         self._watch = PolicyWatch(config.group_size, config.max_kl)
         self.step: StepTotals | None = None
 

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 from pydantic import Field, field_validator, model_validator
 
 from tunesmith.config.head import Head
-from tunesmith.config.objective import ObjectiveConfig, RolloutPlan
+from tunesmith.config.objective import ObjectiveConfig, RolloutPlan, SamplingServer
 from tunesmith.config.reward import RewardConfig
 from tunesmith.data.example import Example
 from tunesmith.data.render import Renderer, Rendering
@@ -48,6 +48,10 @@ class PolicyConfig(ObjectiveConfig, ABC):
     max_kl: float | None = Field(default=None, gt=0)
     """Stop the run when the policy is further than this from where it started, as a mean over tokens, in nats."""
 
+    sampler: SamplingServer | None = None
+    """A server that samples instead of this process. Default: the generation engine samples, on the weights in
+    training."""
+
     formats: ClassVar[tuple[str, ...]] = ("prompts",)
     loss_unit: ClassVar[str] = "mean reward, negated"
     rate_factor: ClassVar[float] = 0.1  # as for preferences: TRL's default is 1e-6, a twentieth of its SFT's
@@ -73,7 +77,10 @@ class PolicyConfig(ObjectiveConfig, ABC):
     def with_absolute_paths(self, absolute: Callable[[str], str]) -> "PolicyConfig":
         rewards = [each.with_absolute_paths(absolute) for each in self.rewards]
         reward = None if self.reward is None else absolute(self.reward)
-        return self.model_copy(update={"rewards": rewards, "reward": reward})
+        sampler = self.sampler
+        if sampler is not None and sampler.folder is not None:
+            sampler = sampler.model_copy(update={"folder": absolute(sampler.folder)})
+        return self.model_copy(update={"rewards": rewards, "reward": reward, "sampler": sampler})
 
     @property
     def head(self) -> Head:
@@ -96,6 +103,7 @@ class PolicyConfig(ObjectiveConfig, ABC):
             self.needs_reference,
             self.trained,
             self.are_compared,
+            self.sampler,
         )
 
     @property

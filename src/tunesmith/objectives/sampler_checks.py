@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
+from tunesmith.config.objective import SamplingServer
 from tunesmith.data.tokens import TokenTable
 from tunesmith.errors import UserError
 from tunesmith.objectives.completion_rows import column_of, table_of
@@ -44,12 +45,18 @@ class SamplerChecks:
     Args:
         scores: of the trainer.
         temperature: of the sampling.
+        server: that samples; None: this process does.
     """
 
-    def __init__(self, scores: Scores, temperature: float) -> None:
-        self._scores, self._temperature = scores, temperature
+    def __init__(self, scores: Scores, temperature: float, server: SamplingServer | None = None) -> None:
+        self._scores, self._temperature, self._server = scores, temperature, server
         self._is_verified = False
-        self._surprise, self._variance = 0.0, 0.0
+        self._surprise, self._variance, self._slack = 0.0, 0.0, 0.0
+
+    @property
+    def _sampler(self) -> str:
+        """What samples, in messages."""
+        return "sampler" if self._server is None else f"server {self._server.address}"
 
     def __call__(
         self, phase: Phase, table: TokenTable, scored: Scored, own: Columns
@@ -72,16 +79,22 @@ class SamplerChecks:
         at = table.loss_mask
         difference = own["plain"][at] - sampled[at]
         gap, largest = float(np.abs(difference).mean()), float(np.abs(difference).max())
-        most = MOST_GAP[phase.model.dtype]
+        most = MOST_GAP[phase.model.dtype] if self._server is None else self._server.max_gap
         if not gap <= most:
+            bound = f"rounding explains {most:g}" if self._server is None else f"objective.sampler.max_gap is {most:g}"
+            cause = (
+                "" if self._server is None else "It serves another base or precision, or does not apply the adapter. "
+            )
             raise UserError(
-                f"The sampler and the trainer disagree: their log-probabilities of the same tokens differ by {gap:.2g} "
-                f"nats on average, and rounding explains {most:g}. The completions do not come from the weights in "
+                f"The {self._sampler} and the trainer disagree: their log-probabilities of the same tokens differ by "
+                f"{gap:.2g} nats on average, and {bound}. {cause}The completions do not come from the weights in "
                 "training, so the run stopped."
             )
         if not self._is_verified:
             self._verify(phase, scored, gap)
             self._is_verified = True
+        if self._server is not None:
+            self._add_slack(difference, own["variance"][at])
         self._check_distribution(own, at)
         return sampled, {
             "sampler_gap": gap,
@@ -92,11 +105,24 @@ class SamplerChecks:
 
     def state(self) -> dict[str, Any]:
         """As plain JSON values."""
-        return {"surprise": self._surprise, "variance": self._variance}
+        return {"surprise": self._surprise, "variance": self._variance, "slack": self._slack}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Continue from a `state`."""
         self._surprise, self._variance = state["surprise"], state["variance"]
+        self._slack = state.get("slack", 0.0)  # not in checkpoints of older versions
+
+    def _add_slack(self, difference: NDArray[np.float32], variance: NDArray[np.float32]) -> None:
+        """Allow for a sampler that computes a little differently, such as in another precision. With δ its difference
+        in log p, the mean of −log p of its tokens is off by the covariance of δ and log p: at most the product of their
+        standard deviations.
+
+        Args:
+            difference: (tokens,) δ, in nats.
+            variance: (tokens,) of log p at the temperature.
+        """
+        off = float(np.sqrt(np.square(difference, dtype=np.float64).mean())) / self._temperature
+        self._slack += len(difference) * off * float(np.sqrt(max(0.0, variance.mean(dtype=np.float64))))
 
     def _check_distribution(self, own: Mapping[str, NDArray[np.float32]], at: NDArray[np.bool_]) -> None:
         """Compare −log p of all tokens sampled so far with the entropy where they were sampled, which is its mean if
@@ -108,12 +134,12 @@ class SamplerChecks:
         entropy = own["entropy"][at].astype(np.float64)
         self._surprise += float((-own["scaled"][at] - entropy).sum())
         self._variance += max(0.0, float(own["variance"][at].astype(np.float64).sum()))
-        if abs(self._surprise) > martingale_bound(self._variance, LARGEST, RARE):
+        if abs(self._surprise) > self._slack + martingale_bound(self._variance, LARGEST, RARE):
             raise UserError(
                 "The sampled tokens do not come from the policy: the mean of their −log p is "
                 f"{-own['scaled'][at].mean():.3g} nats, and where they were sampled the entropy is "
-                f"{entropy.mean():.3g} at temperature {self._temperature:g}. The sampler uses another "
-                "temperature, or leaves tokens out, so the run stopped."
+                f"{entropy.mean():.3g} at temperature {self._temperature:g}. The {self._sampler} "
+                "uses another temperature, or leaves tokens out, so the run stopped."
             )
 
     def _verify(self, phase: Phase, scored: Scored, noise: float) -> None:
@@ -138,9 +164,9 @@ class SamplerChecks:
             if effect > PROBE_EFFECT * max(noise, 1e-6):
                 if gap > effect / 2:
                     raise UserError(
-                        "The sampler does not use the weights in training: with changed weights, the trainer's log-"
-                        f"probabilities moved by {effect:.2g} nats, and the sampler's differ from them by {gap:.2g}. "
-                        "The run stopped before the first step."
+                        f"The {self._sampler} does not use the weights in training: with changed weights, the "
+                        f"trainer's log-probabilities moved by {effect:.2g} nats, and the sampler's differ from them "
+                        f"by {gap:.2g}. The run stopped before the first step."
                     )
                 return
         if not effect:

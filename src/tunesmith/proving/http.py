@@ -21,10 +21,10 @@ from transformers import PreTrainedTokenizerBase
 from tunesmith.data.example import Message
 from tunesmith.data.reasoning import with_reasoning
 from tunesmith.data.template import Tools
+from tunesmith.inference.openai_client import OpenAIClient
 from tunesmith.proving.limits import EIGHT_BITS, Kind
 from tunesmith.proving.material import Row
 from tunesmith.proving.reader import Agreement, total
-from tunesmith.subjects.openai_client import OpenAIClient
 
 PLACES = 8
 """Places of each row that are compared, evenly spaced: each is a request."""

@@ -22,12 +22,12 @@ from tunesmith.data.template import Tools
 from tunesmith.errors import UserError
 from tunesmith.evaluation.llama_server import server_of
 from tunesmith.exporting.gguf_quantizer import library_file, require_llama_cpp
+from tunesmith.inference.openai_client import error_message
 from tunesmith.models.gguf_file import read_gguf
 from tunesmith.proving.http import as_protocol
 from tunesmith.proving.limits import kind_of
 from tunesmith.proving.material import Row
 from tunesmith.proving.reader import Agreement, agreement
-from tunesmith.subjects.openai_client import error_message
 
 
 class LlamaCpp:

@@ -18,6 +18,7 @@ from tunesmith.evaluation.rows import Task
 from tunesmith.evaluation.summary import with_interval
 from tunesmith.exporting.gguf_quantizer import require_llama_cpp
 from tunesmith.inference.held_out import RowLosses
+from tunesmith.inference.openai_client import OpenAIClient
 from tunesmith.metrics import METRICS
 from tunesmith.proving.http import Served
 from tunesmith.proving.huggingface import HuggingFace
@@ -28,7 +29,6 @@ from tunesmith.proving.reader import Agreement, Ids, Reader
 from tunesmith.proving.trained import Trained
 from tunesmith.run import Events, Subscriber, atomic_write, resolve_run
 from tunesmith.statistics.differences import paired
-from tunesmith.subjects.openai_client import OpenAIClient
 from tunesmith.subjects.subject import Answer
 
 ROWS = 32

@@ -14,12 +14,12 @@ from tunesmith.heads.prediction import inputs_of, room_for_text
 from tunesmith.heads.sequence_classification import SequenceClassificationHead
 from tunesmith.inference.memory import CONCURRENT
 from tunesmith.inference.model import Model
+from tunesmith.inference.openai_client import OpenAIClient
 from tunesmith.metrics import Case
 from tunesmith.models.prompts import padded, plain_model
 from tunesmith.rewards.function import RewardFunction, Text, answer_of, column_of, is_path, question_of, text_of
 from tunesmith.subjects.judge import RUBRIC, Judge
 from tunesmith.subjects.local_subject import LocalSubject
-from tunesmith.subjects.openai_client import OpenAIClient
 from tunesmith.subjects.served_subject import ServedSubject
 from tunesmith.subjects.verdicts import HIGHEST, LOWEST
 

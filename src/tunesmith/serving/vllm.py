@@ -10,22 +10,8 @@ from typing import Any
 from tunesmith.config.base import Base
 from tunesmith.errors import UserError
 from tunesmith.inference.model_reference import ModelReference
+from tunesmith.inference.vllm_adapters import VLLM_RANKS, vllm_obstacle
 from tunesmith.models.load import locate
-
-RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
-"""What vLLM takes as `--max-lora-rank` (vllm/config/lora.py)."""
-
-UNSUPPORTED = {
-    "use_dora": "DoRA",
-    "modules_to_save": "fully trained modules",
-    "lora_bias": "a bias in LoRA's B",
-    "trainable_token_indices": "trained tokens",
-    "layer_replication": "replicated layers",
-    "target_parameters": "LoRA on parameters outside of linear layers",
-    "alpha_pattern": "another alpha in some layers",
-    "rank_pattern": "another rank in some layers",
-}
-"""Settings of PEFT's LoRA that vLLM refuses or ignores (vllm/lora/peft_helper.py)."""
 
 
 def vllm_command(
@@ -75,7 +61,7 @@ def vllm_command(
         words += ["--chat-template", str(template)]
     if directories:
         rank = max(_rank(each) for each in directories.values())
-        allowed = next(each for each in RANKS if each >= rank)
+        allowed = next(each for each in VLLM_RANKS if each >= rank)
         words += ["--enable-lora", "--max-lora-rank", str(allowed), "--max-loras", str(len(directories))]
         words += ["--lora-modules", *(f"{each}={path}" for each, path in directories.items())]
     return words
@@ -113,13 +99,7 @@ def _adapter_of(path: str | Path, base: Base) -> Path:
 def _rank(adapter: Path) -> int:
     """The adapter's rank, if vLLM takes it."""
     config: dict[str, Any] = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
-    kind = config.get("peft_type")
-    reason = f"an adapter of type {kind}" if kind != "LORA" else None
-    if config.get("bias", "none") != "none":
-        reason = "trained biases"
-    reason = reason or next((text for key, text in UNSUPPORTED.items() if config.get(key)), None)
-    if reason is None and config["r"] > RANKS[-1]:
-        reason = f"rank {config['r']}, and the highest is {RANKS[-1]}"
+    reason = vllm_obstacle(config)
     if reason is not None:
         raise UserError(
             f"vLLM cannot take {adapter}: it has {reason}. Merge it with tunesmith export RUN --to hf --output DIR, "

@@ -8,9 +8,9 @@ from typing import Any
 
 from tunesmith.errors import UserError
 from tunesmith.inference.model import Model
+from tunesmith.inference.openai_client import OpenAIClient, RefusedError
 from tunesmith.inference.sampling import Sampling
 from tunesmith.inference.score import Score
-from tunesmith.subjects.openai_client import OpenAIClient, RefusedError
 from tunesmith.subjects.subject import Answer, Chat, Timing
 
 BAD_REQUEST = 400

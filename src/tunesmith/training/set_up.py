@@ -9,6 +9,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tunesmith.config.extensions import source_files
+from tunesmith.config.objective import RolloutPlan
 from tunesmith.config.recipe import Recipe
 from tunesmith.data.examples import examples_by_source
 from tunesmith.data.prepare import Prepared
@@ -30,6 +31,7 @@ from tunesmith.engine.trainable import (
 )
 from tunesmith.inference.held_out import held_out_evaluation
 from tunesmith.inference.sampler import Sampler
+from tunesmith.inference.server_sampler import ServerSampler
 from tunesmith.models.attention import packs
 from tunesmith.models.prompts import plain_model
 from tunesmith.objectives.objective import Objective
@@ -134,7 +136,7 @@ def loop_of(
             plan,
             layout.batches,
             examples_by_source(recipe),
-            Sampler(model, tokenizer),
+            _sampler(plan, run, model, tokenizer),
             reward_of(recipe, layout.steps),
             InitialWeights(model) if plan.keeps_initial_weights else None,
             recipe.train.seed,
@@ -157,6 +159,15 @@ def loop_of(
         sources=tuple(source.name for source in prepared.report.sources),
         phases=phases,
     )
+
+
+def _sampler(
+    plan: RolloutPlan, run: Run, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> Sampler | ServerSampler:
+    """What samples the run's rollouts."""
+    if plan.server is None:
+        return Sampler(model, tokenizer)
+    return ServerSampler(model, tokenizer, plan.server, run.directory)
 
 
 def masters_of(recipe: Recipe, model: PreTrainedModel, objective: Objective) -> tuple[float, MasterWeights]:

@@ -366,6 +366,8 @@ class Trainer:
 
     def _end(self, reason: str) -> Path | None:
         """Save unless interrupted, and emit the last events."""
+        if self.loop.phases is not None:
+            self.loop.phases.end()
         output = None if reason == "interrupted" else save(self.loop, self.recipe, self.run, self.tokenizer)
         self.loop.events.emit("plan", predicted=self._forecast, measured=measured_since(self._before, self.loop))
         self._emit_end(reason, output)

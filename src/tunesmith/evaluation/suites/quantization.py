@@ -12,10 +12,10 @@ from tunesmith.evaluation.suite import SuiteContext
 from tunesmith.evaluation.suites.latency import prompts
 from tunesmith.exporting.gguf_quantizer import library_file
 from tunesmith.inference.model import Model
+from tunesmith.inference.openai_client import OpenAIClient
 from tunesmith.inference.sampling import Sampling
 from tunesmith.modules.weight_bytes import weight_bytes
 from tunesmith.statistics.measured import Measured, mean_of
-from tunesmith.subjects.openai_client import OpenAIClient
 from tunesmith.subjects.served_subject import ServedSubject
 from tunesmith.subjects.subject import Chat, Subject, Timing
 

@@ -78,12 +78,25 @@ class OpenAIClient:
         Raises:
             UserError: the server does not answer; as `RefusedError`: it refuses.
         """
-        with self._opened(path, body) as reply:
+        with self._opened(path, {"model": self.model, **body} if body else None) as reply:
             try:
                 content: dict[str, Any] = json.load(reply)
             except (OSError, ValueError, http.client.HTTPException) as error:
                 raise self._silent(error) from None
         return content
+
+    def order(self, path: str, **body: Any) -> None:
+        """Send a request for the server itself. What it replies, if it does not refuse, is dropped.
+
+        Args:
+            path: below `/v1`.
+            body: all of its fields.
+
+        Raises:
+            UserError: the server does not answer; as `RefusedError`: it refuses.
+        """
+        with self._opened(path, body):
+            pass
 
     def events(self, path: str, **body: Any) -> Iterator[dict[str, Any]]:
         """Send a request whose reply is a stream.
@@ -98,7 +111,7 @@ class OpenAIClient:
         Raises:
             UserError: the server does not answer; as `RefusedError`: it refuses.
         """
-        with self._opened(path, {**body, "stream": True}) as reply:
+        with self._opened(path, {"model": self.model, **body, "stream": True}) as reply:
             try:
                 for line in reply:
                     data = line.decode().strip().removeprefix("data:").strip()
@@ -109,10 +122,10 @@ class OpenAIClient:
             except (OSError, ValueError, http.client.HTTPException) as error:
                 raise self._silent(error) from None
 
-    def _opened(self, path: str, body: dict[str, Any]) -> Any:
-        """The reply, not read yet."""
+    def _opened(self, path: str, body: dict[str, Any] | None) -> Any:
+        """The reply to this body, or to a GET, not read yet."""
         headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {self._key}"} if self._key else {})
-        data = json.dumps({"model": self.model, **body}).encode() if body else None
+        data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(f"{self.url}/{path}", data, headers)
         for pause in (*PAUSES, None):
             try:
