@@ -7,9 +7,10 @@ workers, and runs no test.
 import gc
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -74,16 +75,22 @@ def counts_waiting() -> Iterator[Callable[[], dict[int, float] | None]]:
         yield counts
 
 
+@pytest.fixture(scope="session")
+def simulated_steps() -> dict[Hashable, Any]:
+    """Of all tests of a process, by what they depend on."""
+    return {}
+
+
 @pytest.fixture(autouse=True, scope="module")
-def each_step_simulated_once(request: pytest.FixtureRequest) -> Iterator[None]:
-    """A step is simulated once for all tests of a file, but for each one of the planner's."""
+def each_step_simulated_once(request: pytest.FixtureRequest, simulated_steps: dict[Hashable, Any]) -> Iterator[None]:
+    """A step is simulated once for all tests, but for each one of the planner's."""
     from repeated_plans import once
 
     from tunesmith.planner.step import Simulator
 
     with pytest.MonkeyPatch.context() as patch:
         if PLANNER not in request.path.parents:
-            patch.setattr(Simulator, "step", once(Simulator.step))
+            patch.setattr(Simulator, "step", once(Simulator.step, simulated_steps))
         yield
 
 

@@ -1,5 +1,5 @@
-"""Simulates each step once for all tests of a file: half of a small run's time goes to the simulation of its step on
-fake tensors, which depends on little of what tests vary, and which a resumed run repeats."""
+"""Simulates each step once in a process: half of a small run's time goes to the simulation of its step on fake tensors,
+which depends on little of what tests vary, and which a resumed run repeats."""
 
 from collections.abc import Callable, Hashable
 from functools import wraps
@@ -20,13 +20,13 @@ IRRELEVANT = {
 """Fields of a recipe that decide only which rows a step has, which are part of the key, or that come after it."""
 
 
-def once(step: Simulated) -> Simulated:
+def once(step: Simulated, known: dict[Hashable, Step]) -> Simulated:
     """`Simulator.step`, which does not simulate again what it has simulated.
 
     Args:
         step: the method.
+        known: what it has simulated.
     """
-    known: dict[Hashable, Step] = {}
 
     @wraps(step)
     def remembering(simulator: Simulator, layers: int | None, checkpointed: int | None, scores: bool) -> Step:
@@ -51,10 +51,11 @@ def _key(simulator: Simulator, scores: bool) -> Hashable:
 
 
 def _content(table: TokenTable, chosen: list[int]) -> Hashable:
-    """Of the chosen rows."""
-    parts: list[bool | bytes] = [table.features is None, table.targets is None]
+    """Of the chosen rows. Which tokens a text has is not simulated, only how many; completions share what is equal."""
+    parts: list[bool | bytes | int] = [table.features is None, table.targets is None]
     for index in chosen:
-        parts += [each.tobytes() for each in table[index]]
+        ids, loss_mask = table[index]
+        parts += [len(ids) if table.completions is None else ids.tobytes(), loss_mask.tobytes()]
         if table.targets is not None and table.target_offsets is not None:
             parts.append(table.targets[slice(*table.target_offsets[index : index + 2])].tobytes())
     return tuple(parts)

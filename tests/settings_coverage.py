@@ -3,10 +3,9 @@
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
-import typer.main
 from pydantic import BaseModel
 
-from tunesmith.cli import app
+from tunesmith.cli import command
 from tunesmith.config.recipe import Recipe
 from tunesmith.config.registry import METHODS, OBJECTIVES
 
@@ -53,7 +52,7 @@ def _fields(model: Any, prefix: str) -> Iterator[str]:
 
 def settings_of_commands() -> Iterator[str]:
     """Every option and argument of every command."""
-    yield from _options(typer.main.get_command(app), "tunesmith")
+    yield from _options(command(), "tunesmith")
 
 
 def _options(command: Any, path: str) -> Iterator[str]:

@@ -30,7 +30,7 @@ def is_simulated(tmp_path: Path) -> Simulated:
         calls.append(simulator)
         return cast(Step, None)
 
-    step = once(simulate)
+    step = once(simulate, {})
 
     def ask(*overrides: str, rows: tuple[int, ...] = (3, 4), dtype: Any = torch.float32, arena: Any = resident) -> bool:
         values = {

@@ -1,6 +1,7 @@
 """Tool calls are read in the form in which a template writes them, however the answer is cut into pieces."""
 
 import json
+from functools import cache
 from typing import Any
 
 import pytest
@@ -42,38 +43,37 @@ UNKNOWN = {"deepseekv3", "gptoss", "muse_glimmer"}
 """Templates in whose form calls are not read: their arguments are no object, or they are messages of their own."""
 
 
-def forms() -> dict[str, Any]:
-    found = {}
-    for name in STOCK:
-        tokenizer = stock(name)
-        found[name] = form_of(ChatTemplate(tokenizer), sorted(special_tokens(tokenizer)))
-    return found
+READ = sorted(set(STOCK) - WITHOUT - UNKNOWN)
 
 
-FOUND = forms()
+@cache
+def found(name: str) -> Any:
+    """The form of a template's calls."""
+    tokenizer = stock(name)
+    return form_of(ChatTemplate(tokenizer), sorted(special_tokens(tokenizer)))
 
 
 def test_the_form_of_every_template_that_writes_calls_is_found() -> None:
-    assert {name for name, form in FOUND.items() if form is None} == WITHOUT | UNKNOWN
-    read = {form.read for form in FOUND.values() if form is not None}
+    assert {name for name in STOCK if found(name) is None} == WITHOUT | UNKNOWN
+    read = {found(name).read for name in READ}
     assert {form.read for form in FORMS} - read == {FORMS[4].read}  # Mistral's template is not among trl's
 
 
 texts = st.text(
     st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"], exclude_characters="<>|\"'\\"), max_size=12
 )
-names = st.sampled_from(sorted(name for name in FOUND if FOUND[name]))
+names = st.sampled_from(READ)
 arguments = st.fixed_dictionaries({"text": texts, "count": st.integers(-99, 99), "list": st.lists(st.integers(0, 9))})
 
 
 @settings(max_examples=60)
 @given(
-    name=st.sampled_from(sorted(name for name in FOUND if FOUND[name])),
+    name=st.sampled_from(READ),
     calls=st.lists(arguments, min_size=1, max_size=2),
     data=st.data(),
 )
 def test_calls_that_a_template_writes_are_read_back(name: str, calls: Any, data: st.DataObject) -> None:
-    tokenizer, form = stock(name), FOUND[name]
+    tokenizer, form = stock(name), found(name)
     if form.at_the_beginning:
         calls = calls[:1]  # Llama's template writes one call in a turn
     expected = [ToolCall(TOOLS[number % 2]["function"]["name"], each) for number, each in enumerate(calls)]

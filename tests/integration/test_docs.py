@@ -11,9 +11,8 @@ from pathlib import Path
 
 import pytest
 from command import typed
-from typer.main import get_command
 
-from tunesmith.cli import app
+from tunesmith.cli import command as verbs
 from tunesmith.config.schema import recipe_reference
 
 ROOT = Path(__file__).parents[2]
@@ -109,7 +108,7 @@ def test_all_commands_of_a_page_parse(page: Path) -> None:
         for line in body.splitlines() if language == "console" else ():
             words = shlex.split(line.removeprefix("$ ").partition("  # ")[0].rpartition(" | ")[2])
             if words[0] == "tunesmith":
-                command, arguments = get_command(app), words[1:]
+                command, arguments = verbs(), words[1:]
                 while hasattr(command, "commands") and arguments:
                     command, arguments = command.commands[arguments[0]], arguments[1:]
                 command.make_context(words[1], arguments)

@@ -3,7 +3,9 @@
 import logging
 import os
 import sys
-from typing import Annotated
+from collections.abc import Callable
+from functools import cache
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -99,10 +101,16 @@ def _show_log() -> None:
     logger.setLevel(logging.INFO)
 
 
+@cache
+def command() -> Callable[..., Any]:
+    """All of `app`'s verbs, with their options read from the functions' annotations once in a process."""
+    return typer.main.get_command(app)
+
+
 def main() -> None:
     """Exit codes: 0 done, 1 a bug of ours, 2 a problem that the user can fix, 130 interrupted and resumable."""
     try:
-        app()
+        command()()
     except UserError as error:
         Console(stderr=True, soft_wrap=True).print(f"[bold red]error:[/] {escape(str(error))}", highlight=False)
         sys.exit(2)
