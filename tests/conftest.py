@@ -29,8 +29,10 @@ def pytest_collection(session: pytest.Session) -> None:
 
         from tunesmith.models.peft_import import import_peft
 
-        # A busy machine is no reason to fail.
-        settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+        # A busy machine is no reason to fail. `make test-all` draws hypothesis' usual number of examples.
+        examples = 25 if session.config.getoption("markexpr") else 100
+        checks = [HealthCheck.too_slow]
+        settings.register_profile("untimed", deadline=None, suppress_health_check=checks, max_examples=examples)
         settings.load_profile("untimed")
         import_peft()  # without bitsandbytes, which takes seconds
 

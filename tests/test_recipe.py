@@ -150,16 +150,17 @@ def test_the_stored_schema_is_that_of_the_classes() -> None:
 def test_the_schema_accepts_valid_recipes_and_refuses_invalid_ones() -> None:
     schema = json.loads(json.dumps(recipe_schema()))
     jsonschema.Draft202012Validator.check_schema(schema)
+    validator = jsonschema.Draft202012Validator(schema)
     good = yaml.safe_load(MINIMAL.replace("1e-4", "0.0001"))
-    jsonschema.validate(good, schema)
+    validator.validate(good)
     for change in ({"method": "lora"}, {"objective": "text"}, {"base": "embedded"}):
-        jsonschema.validate({**good, **change}, schema)
+        validator.validate({**good, **change})
         Recipe.load({**good, **change})
     for name in ("train", "held_out", "replay"):
         for paths in ("a.jsonl", ["a.jsonl", "b.jsonl"]):
             values = {**good, "data": {"train": "rows.jsonl", name: paths}}
-            jsonschema.validate(values, schema)
+            validator.validate(values)
             assert getattr(Recipe.load(values).data, name) == ([paths] if isinstance(paths, str) else paths)
     for change in ({"train": {"learning_rat": 1}}, {"method": {"kind": "lorra"}}, {"method": 3}, {"dat": 1}):
         with pytest.raises(jsonschema.ValidationError):
-            jsonschema.validate({**good, **change}, schema)
+            validator.validate({**good, **change})

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from bytewise import byte_tokenizer
+from combinations import few
 from engines import CACHE, VOCABULARY, built, paged, prompts_of, random_model
 from families import config_of
 from hypothesis import given, settings
@@ -114,7 +115,10 @@ def assert_same_with_drafts(
 
 
 @built
-@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", "mistral", "deepseek_v3", "gpt_oss"])
+@pytest.mark.parametrize(
+    "family",
+    few(["llama", "gpt2", "gemma2", "mistral", "deepseek_v3", "gpt_oss"], ["llama", "gemma2", "deepseek_v3"]),
+)
 def test_answers_have_the_same_bits_with_and_without_drafts(family: str) -> None:
     model = paged(random_model(family))
     sampled = [Request(prompt, SAMPLED, number=number) for number, prompt in enumerate(prompts_of(30, 1))]

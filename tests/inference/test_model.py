@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from bytewise import byte_tokenizer
+from combinations import few
 from families import config_of
 from peft import LoraConfig, PeftModel, VeraConfig, get_peft_model
 from small_models import method_of, randomize
@@ -230,7 +232,7 @@ def tuned(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[st
     return {name: directory / name for name in METHODS}
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", few(METHODS, ["lora", "ia3", "prefix"]))
 def test_a_trained_adapter_is_beside_its_base_and_takes_others_there(
     name: str, tuned: dict[str, Path], tiny_model: Path
 ) -> None:
@@ -252,8 +254,10 @@ def test_a_trained_adapter_is_beside_its_base_and_takes_others_there(
         assert np.array_equal(score.log_probabilities, alone.log_probabilities)
 
 
-@pytest.mark.parametrize("name", METHODS)
-@pytest.mark.parametrize("weights", ["auto", "nf4"])
+@pytest.mark.parametrize(
+    ("weights", "name"),
+    few(product(["auto", "nf4"], METHODS), [("auto", "lora"), ("auto", "ptuning"), ("nf4", "lora"), ("nf4", "prefix")]),
+)
 def test_a_model_in_memory_writes_as_one_that_is_loaded_to_write(
     weights: str, name: str, tuned: dict[str, Path]
 ) -> None:

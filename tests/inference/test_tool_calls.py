@@ -47,15 +47,15 @@ READ = sorted(set(STOCK) - WITHOUT - UNKNOWN)
 
 
 @cache
-def found(name: str) -> Any:
+def form_in(name: str) -> Any:
     """The form of a template's calls."""
     tokenizer = stock(name)
     return form_of(ChatTemplate(tokenizer), sorted(special_tokens(tokenizer)))
 
 
 def test_the_form_of_every_template_that_writes_calls_is_found() -> None:
-    assert {name for name in STOCK if found(name) is None} == WITHOUT | UNKNOWN
-    read = {found(name).read for name in READ}
+    assert {name for name in STOCK if form_in(name) is None} == WITHOUT | UNKNOWN
+    read = {form_in(name).read for name in READ}
     assert {form.read for form in FORMS} - read == {FORMS[4].read}  # Mistral's template is not among trl's
 
 
@@ -73,7 +73,7 @@ arguments = st.fixed_dictionaries({"text": texts, "count": st.integers(-99, 99),
     data=st.data(),
 )
 def test_calls_that_a_template_writes_are_read_back(name: str, calls: Any, data: st.DataObject) -> None:
-    tokenizer, form = stock(name), found(name)
+    tokenizer, form = stock(name), form_in(name)
     if form.at_the_beginning:
         calls = calls[:1]  # Llama's template writes one call in a turn
     expected = [ToolCall(TOOLS[number % 2]["function"]["name"], each) for number, each in enumerate(calls)]

@@ -5,6 +5,7 @@ from itertools import product
 
 import numpy as np
 import pytest
+from combinations import few
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -457,7 +458,7 @@ def test_delongs_variance_is_the_published_formula() -> None:
     assert np.diff(logit)[0] / 2 == pytest.approx(1.959964 * variance**0.5 / (value * (1 - value)))
 
 
-@pytest.mark.parametrize(("gap", "rows"), [(0.0, 30), (1.0, 30), (1.0, 100), (2.0, 100)])
+@pytest.mark.parametrize(("gap", "rows"), few([(0.0, 30), (1.0, 30), (1.0, 100), (2.0, 100)], [(1.0, 30), (2.0, 100)]))
 def test_area_is_covered_as_promised(gap: float, rows: int) -> None:
     draw, covered, truth = np.random.default_rng(12), 0, 0.5 * (1 + float(_erf(gap / 2)))
     positive = np.arange(2 * rows) < rows
