@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from tunesmith.config.extensions import is_path
 from tunesmith.data.tokens import TokenTable
 from tunesmith.planner.step import Simulator, Step
 
@@ -30,7 +31,7 @@ def once(step: Simulated, known: dict[Hashable, Step]) -> Simulated:
 
     @wraps(step)
     def remembering(simulator: Simulator, layers: int | None, checkpointed: int | None, scores: bool) -> Step:
-        if simulator.recipe.extensions:  # the user's own code, which may change
+        if not all(map(is_path, simulator.recipe.extensions)):  # an installed package's code, which may change
             return step(simulator, layers, checkpointed, scores)
         key = (_key(simulator, scores), layers, checkpointed, scores)
         if key not in known:
@@ -47,7 +48,8 @@ def _key(simulator: Simulator, scores: bool) -> Hashable:
     rows = tuple(_content(*simulator.rows(packed, scores)) for packed in (False, True))
     allocator = simulator.simulate_allocator
     machine = (torch.get_num_threads(), torch.get_default_dtype())
-    return repr(values), repr(recipe.objective.head), rows, simulator.dtype, allocator, machine
+    code = _code(recipe.directory) if recipe.extensions else ()
+    return repr(values), code, repr(recipe.objective.head), rows, simulator.dtype, allocator, machine
 
 
 def _content(table: TokenTable, chosen: list[int]) -> Hashable:
@@ -68,6 +70,16 @@ def _described(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_described(each) for each in value]
     return _files(Path(value)) if isinstance(value, str | Path) and Path(value).is_dir() else value
+
+
+def _code(directory: Path | None) -> tuple[tuple[str, bytes], ...]:
+    """The code of users beside a recipe, and the names of what else is there, which it may look for."""
+    if directory is None:
+        return ()
+    found = sorted(directory.rglob("*"))
+    return tuple(
+        (str(each.relative_to(directory)), each.read_bytes() if each.suffix == ".py" else b"") for each in found
+    )
 
 
 def _files(directory: Path) -> list[tuple[str, bytes | int]]:
