@@ -3,12 +3,15 @@
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tunesmith.config.registry import OBJECTIVES
 from tunesmith.data.example import Example, Malformed, Source
 from tunesmith.data.format_detection import detect
 from tunesmith.data.read import Row
 from tunesmith.data.row_formats import FORMATS, to_example
+from tunesmith.data.turns import ROLES, MalformedRowError, turns_of
 from tunesmith.errors import UserError
 
 CHAT = ({"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"})
@@ -135,3 +138,30 @@ def test_formats_with_targets_name_the_objective_that_takes_them() -> None:
     }
     for format in FORMATS.values():
         assert format.objective is None or format.objective in OBJECTIVES
+
+
+class _Unusual(dict[str, Any]):
+    """A turn that is no plain dict, which is looked at closely."""
+
+
+@given(
+    role=st.sampled_from([*ROLES, "User", "x", "", 3]),
+    content=st.sampled_from(["", " ", "hi", "<think>x</think> y", "{}", 1, None, ["a"]]),
+    more=st.dictionaries(st.sampled_from(["weight", "name", "image", "reasoning_content", "value"]), st.just("1")),
+)
+def test_a_plain_turn_is_read_as_any_other(role: Any, content: Any, more: dict[str, Any]) -> None:
+    turn = {"role": role, "content": content, **more}
+
+    def read(each: dict[str, Any]) -> Any:
+        try:
+            return turns_of([each], "messages")
+        except MalformedRowError as error:
+            return str(error)
+
+    assert read(turn) == read(_Unusual(turn))
+
+
+def test_rows_with_the_same_columns_are_read_by_the_values_that_they_have() -> None:
+    both = {"question": "q", "answer": "a", "Response": None}
+    assert messages(both, "question_answer")[1]["content"] == "a"
+    assert messages({**both, "answer": None, "Response": "b"}, "question_answer")[1]["content"] == "b"

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from tunesmith.checks.record import Record
+from tunesmith.checks.traits import EVERY, Trait
 
 if TYPE_CHECKING:
     from tunesmith.checks.result import Mark
@@ -38,6 +39,7 @@ class RowCheck:
         find: what is wrong with the row, as a short clause that quotes it, or with how bad that is; None if nothing is.
         more: further rows, which only the whole set shows, in order.
         stands: whether what was found counts, once all rows are known: a property of the set may explain it.
+        traits: every row that it marks has one of these; it does not look at other rows.
     """
 
     name: str
@@ -47,3 +49,4 @@ class RowCheck:
     find: Callable[[Record], str | Detail | None]
     stands: Callable[["Table"], bool] | None = None
     more: Callable[["Table"], Iterator["Mark"]] | None = None
+    traits: Trait = EVERY

@@ -4,6 +4,7 @@ import re
 
 from tunesmith.checks.check import RowCheck
 from tunesmith.checks.record import Record
+from tunesmith.checks.traits import Trait
 
 _CONTROL = re.compile("[\x00-\x08\x0b\x0e-\x1f\x7f-\x84\x86-\x9f\ufffe\uffff\ud800-\udfff\u202d\u202e]|(?<!^)\ufeff")
 """Control characters but tab, line ends and form feed; lone surrogates; what reorders the text; a byte order mark."""
@@ -11,11 +12,21 @@ _CONTROL = re.compile("[\x00-\x08\x0b\x0e-\x1f\x7f-\x84\x86-\x9f\ufffe\uffff\ud8
 _LATIN_CONTROL = bytes(code for code in range(256) if _CONTROL.match(chr(code)))
 _OTHER_CONTROL = "\ufffe\uffff\u202d\u202e\ufeff"
 
-_DECODED_TWICE = re.compile(
-    "[\u00c2-\u00c6\u00c8-\u00cf\u00d0-\u00d1\u00d8-\u00d9\u00e0-\u00ef\u00f0][\u0080-\u00bf\u0152\u0153\u0160\u0161\u0178\u017d\u017e\u0192\u02c6\u02dc"
-    "\u2013\u2014\u2018-\u201e\u2020-\u2022\u2026\u2030\u2039\u203a\u20ac\u2122]|[\u0420\u0421\u0413\u0432][\u0402-\u040f\u0452-\u045f\u00a0-\u00bf\u2013-\u2122]"
+DECODED_TWICE = (
+    (
+        "\u00c2-\u00c6\u00c8-\u00cf\u00d0-\u00d1\u00d8-\u00d9\u00e0-\u00ef\u00f0",
+        "\u0080-\u00bf\u0152\u0153\u0160\u0161\u0178\u017d\u017e\u0192\u02c6\u02dc\u2013\u2014\u2018-\u201e\u2020-\u2022\u2026\u2030\u2039"
+        "\u203a\u20ac\u2122",
+    ),
+    ("\u0420\u0421\u0413\u0432", "\u0402-\u040f\u0452-\u045f\u00a0-\u00bf\u2013-\u2122"),
 )
-"""Where UTF-8 may have been read as Windows-1252 or Windows-1251: a lead byte and a continuation byte."""
+"""Where UTF-8 may have been read as Windows-1252 or Windows-1251: the characters of a lead byte and of the byte behind
+it, as character classes."""
+
+_DECODED_TWICE = re.compile("|".join(f"[{lead}][{following}]" for lead, following in DECODED_TWICE))
+
+BAD = "[\x00-\x08\x0b\x0e-\x1f\x7f-\x84\x86-\x9f\ufffd-\uffff\ud800-\udfff\u202d\u202e\ufeff]"
+"""Every character that `encoding_problem` looks for alone."""
 
 _AROUND = 60
 """Characters on each side that ftfy looks at."""
@@ -82,4 +93,5 @@ ENCODING = RowCheck(
     severity="warning",
     advice="Read the source again in its encoding (usually UTF-8), or repair the rows: `tunesmith data clean`.",
     find=_find,
+    traits=Trait.BAD | Trait.MOJIBAKE,
 )

@@ -11,6 +11,7 @@ from tunesmith.checks.check import RowCheck
 from tunesmith.checks.record import Record
 from tunesmith.checks.result import Mark
 from tunesmith.checks.rows_again import read_again
+from tunesmith.checks.traits import Trait
 
 if TYPE_CHECKING:
     from tunesmith.checks.table import Table
@@ -161,4 +162,5 @@ TRUNCATED_ANSWERS = RowCheck(
     find=_find,
     stands=_usually_ends,
     more=_without_usual_closing,
+    traits=Trait.OPEN,
 )

@@ -9,6 +9,7 @@ from tunesmith.checks.record import Record
 from tunesmith.checks.result import Mark
 from tunesmith.checks.table import Table
 from tunesmith.checks.table_check import TableCheck
+from tunesmith.checks.traits import Trait
 
 FENCE = 3.0
 """Interquartile ranges of the logarithm of the length beyond the quartiles: Tukey's outer fence (1977)."""
@@ -22,6 +23,7 @@ MALFORMED = RowCheck(
     "error",
     "Fix these rows in the file, or remove them. Training leaves them out and counts them, up to data.max_malformed.",
     lambda record: None,  # such rows are no records: the scan marks them
+    traits=Trait(0),
 )
 
 
@@ -33,7 +35,9 @@ def _empty(record: Record) -> str | None:
     return None
 
 
-EMPTY = RowCheck("empty", "Empty rows", "error", "Remove them: there is nothing to learn from.", _empty)
+EMPTY = RowCheck(
+    "empty", "Empty rows", "error", "Remove them: there is nothing to learn from.", _empty, traits=Trait.BLANK
+)
 
 
 def _outliers(table: Table) -> Iterator[Mark]:

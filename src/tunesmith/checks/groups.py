@@ -35,11 +35,12 @@ class Lexicon:
     sentiment: Mapping[str, int]
 
     @cached_property
-    def _words(self) -> dict[bytes, int]:
+    def words(self) -> dict[bytes, int]:
+        """Bits by term of one word."""
         return {term.encode(): bit for term, bit in self.terms.items() if _is_word(term)}
 
     @cached_property
-    def _phrases(self) -> dict[bytes, list[tuple[str, int]]]:
+    def phrases(self) -> dict[bytes, list[tuple[str, int]]]:
         """Terms of several words, by the longest of them."""
         found: dict[bytes, list[tuple[str, int]]] = {}
         for term, bit in self.terms.items():
@@ -49,12 +50,13 @@ class Lexicon:
         return found
 
     @cached_property
-    def _sentiment(self) -> dict[bytes, int]:
+    def rated(self) -> dict[bytes, int]:
+        """Bits of praise and blame by word."""
         return {word.encode(): bit for word, bit in self.sentiment.items()}
 
     @cached_property
     def _known(self) -> frozenset[bytes]:
-        return frozenset({*self._words, *self._phrases, *self._sentiment})
+        return frozenset({*self.words, *self.phrases, *self.rated})
 
     def bits(self, record: Record) -> tuple[int, int]:
         """The groups that a row names, and its sentiment, as bits.
@@ -64,11 +66,11 @@ class Lexicon:
         """
         found = sentiment = 0
         for word in self._known & record.words:
-            found |= self._words.get(word, 0)
-            sentiment |= self._sentiment.get(word, 0)
-            if word in self._phrases:
+            found |= self.words.get(word, 0)
+            sentiment |= self.rated.get(word, 0)
+            if word in self.phrases:
                 texts = [text.lower() for text in record.texts]
-                found |= _union(bit for term, bit in self._phrases[word] if any(term in text for text in texts))
+                found |= _union(bit for term, bit in self.phrases[word] if any(term in text for text in texts))
         return found, sentiment
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from tunesmith.checks.check import RowCheck
 from tunesmith.checks.record import Record
+from tunesmith.checks.traits import Trait
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +122,9 @@ _OTHER_SCRIPTS = re.compile(
 )
 _OTHER_HINTS = ("指令", "指示", "提示", "инструкци", "указани")
 
+HIDES = "[\U000e0020-\U000e007e" + "".join(hint[0] for hint in _OTHER_HINTS) + "]"
+"""What a text beyond ASCII has if an order is in it."""
+
 _BEFORE, _AFTER = 80, 160
 """Characters around a hint of the first set in which a match is."""
 
@@ -177,4 +181,5 @@ PROMPT_INJECTIONS = RowCheck(
     severity="warning",
     advice="Remove the rows, unless they teach to refuse: a model learns to follow orders that come in a document.",
     find=_find,
+    traits=Trait.ORDERS | Trait.HIDDEN | Trait.WORDS,
 )

@@ -4,6 +4,7 @@ import re
 
 from tunesmith.checks.check import RowCheck
 from tunesmith.checks.record import Record
+from tunesmith.checks.traits import Trait
 
 _TAG = re.compile(
     r"</?(?:p|br|div|span|a|b|i|u|em|strong|font|table|tr|td|th|ul|ol|li|h[1-6]|img|hr|center|small|sup|sub|"
@@ -53,6 +54,7 @@ HTML = RowCheck(
     severity="note",
     advice="Extract the text again, or remove the tags, unless the model is to write them.",
     find=_html,
+    traits=Trait.TAG | Trait.ENTITY,
 )
 
 CONTROL_TOKENS = RowCheck(
@@ -61,4 +63,5 @@ CONTROL_TOKENS = RowCheck(
     severity="warning",
     advice="Remove them: the chat template writes them itself, and in a text they end turns where none ends.",
     find=_control_tokens,
+    traits=Trait.TAG | Trait.BRACKET | Trait.HEADING,
 )

@@ -10,6 +10,7 @@ from tunesmith.checks.national_ids import national_ids
 from tunesmith.checks.pseudonyms import without_pseudonyms
 from tunesmith.checks.record import Record
 from tunesmith.checks.shape import digits
+from tunesmith.checks.traits import Trait
 
 _EMAIL = re.compile(r"(?<![\w.%+-])\w[\w.%+'-]{0,63}@(?:[^\W_](?:[\w-]{0,61}[^\W_])?\.)+[^\W\d_]{2,24}(?![\w@])")
 
@@ -167,4 +168,5 @@ PERSONAL_DATA = RowCheck(
     severity="warning",
     advice="Replace it with pseudonyms, as `tunesmith data clean` does, or remove the rows: a model can repeat it.",
     find=_find,
+    traits=Trait.AT | Trait.NUMBER | Trait.ADDRESS,
 )

@@ -49,10 +49,17 @@ class Record:
         return self._words[0]
 
     @property
+    def every_text(self) -> tuple[str, ...]:
+        """All texts, also those that are empty."""
+        if not (self.given_calls or self.calls or self.reasoning):
+            return (self.prompt, self.answer, *self.others)
+        beside = (*map(_line, self.given_calls), *map(_line, self.calls), *self.reasoning)
+        return (self.prompt, self.answer, *self.others, *beside)
+
+    @property
     def texts(self) -> tuple[str, ...]:
         """All texts that are not empty."""
-        beside = (*map(_line, self.given_calls), *map(_line, self.calls), *self.reasoning)
-        return tuple(text for text in (self.prompt, self.answer, *self.others, *beside) if text)
+        return tuple(text for text in self.every_text if text)
 
     @property
     def given(self) -> str:

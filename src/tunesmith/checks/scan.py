@@ -5,16 +5,22 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tunesmith.checks.check import Detail, RowCheck
+from tunesmith.checks.endings import OPEN
 from tunesmith.checks.groups import Lexicon
 from tunesmith.checks.inputs import Task, rows_of
 from tunesmith.checks.record import Record, record_of
 from tunesmith.checks.result import Mark, line_of
-from tunesmith.checks.sketch import Arrays, Sketch, arrays_of, opening, sketch
+from tunesmith.checks.row_traits import TraitReader
+from tunesmith.checks.sketch import Arrays, Sketch, arrays_of, joined, opening, sketch
+from tunesmith.checks.traits import Trait
 from tunesmith.checks.word_runs import RUN, KnownRuns, word_runs
 from tunesmith.data.example import Example, Malformed, Source
 from tunesmith.data.read import Row
@@ -23,6 +29,9 @@ from tunesmith.data.split import is_held_out
 
 if TYPE_CHECKING:
     from tunesmith.checks.rendering import Renders
+
+BATCH = 256
+"""Rows whose texts are in memory at once: few enough for the processor's cache."""
 
 COUNTED = 1_000
 """Different labels, and openings of answers, of a task that are counted: the most frequent ones."""
@@ -88,28 +97,28 @@ class Scanner:
         with _uncollected():
             return self._part(task)
 
+    @cached_property
+    def _reader(self) -> TraitReader:
+        return TraitReader(self.lexicon)
+
     def _part(self, task: Task) -> Part:
         part = Part(task.file, task.is_other, 0, {}, size=task.size)
         marks: dict[str, list[Mark]] = defaultdict(list)
-        sketches: list[Sketch] = []
         examples: list[Example] = []
-        for row in rows_of(task):
-            part.rows += 1
-            example = example_of(row, task)
-            if isinstance(example, Malformed):
-                marks["malformed"].append(Mark(example.source, example.reason))
-                continue
+        arrays: list[Arrays] = []
+        rows = rows_of(task)
+        while batch := list(islice(rows, BATCH)):
+            part.rows += len(batch)
+            read = [example_of(row, task) for row in batch]
+            marks["malformed"] += [Mark(each.source, each.reason) for each in read if isinstance(each, Malformed)]
+            found = [each for each in read if isinstance(each, Example)]
+            arrays.append(self._batch(list(map(record_of, found)), part, marks))
             if self.renders is not None or task.held_out:
-                examples.append(example)
-            record = record_of(example)
-            sketches.append(sketch(record, self.lexicon))
-            if not task.is_other:
-                self._check(record, sketches[-1], part, marks)
-        part.arrays = arrays_of(sketches, self.views)
-        part.arrays["held_out"] = np.zeros(len(sketches), np.bool_)
+                examples += found
+        part.arrays = joined(arrays or [self._batch([], part, marks)])
+        part.arrays["held_out"] = np.zeros(len(part.arrays["row"]), np.bool_)
         if task.held_out:
             part.arrays["held_out"][:] = [is_held_out(each, task.held_out) for each in examples]
-        self._add_runs(part, sketches, marks)
         if self.renders is not None and not task.is_other:
             part.tokens, part.loss_tokens = self.renders.of(examples, marks)
         wanted = {SHARED_RUNS, *(check.name for check in self.checks)} if not task.is_other else set()
@@ -119,21 +128,31 @@ class Scanner:
         part.labels, part.openings = most_frequent(part.labels), most_frequent(part.openings)
         return part
 
-    def _check(self, record: Record, row: Sketch, part: Part, marks: dict[str, list[Mark]]) -> None:
-        for check in self.checks:
-            if (found := check.find(record)) is not None:
-                detail = found if isinstance(found, Detail) else Detail(found, 0.0)
-                marks[check.name].append(Mark(record.source, detail.text, (), detail.badness))
-        if record.label is not None:
-            part.labels[record.label] += 1
-        if first := opening(row.texts["answer"]):
-            part.openings[first] += 1
+    def _batch(self, records: Sequence[Record], part: Part, marks: dict[str, list[Mark]]) -> Arrays:
+        """The columns of some rows; what is wrong with them is added to the marks."""
+        has = self._reader.of(records)
+        sketches = list(map(sketch, records, has.groups, has.sentiment))
+        arrays = arrays_of(sketches, self.views)
+        if not part.is_other:
+            traits = has.traits | np.where(arrays["ending"] == OPEN, np.uint32(Trait.OPEN), np.uint32(0))
+            self._check(records, traits, marks)
+            part.labels.update(record.label for record in records if record.label is not None)
+            part.openings.update(filter(None, (opening(row.texts["answer"]) for row in sketches)))
+        return arrays | self._runs(part, sketches, marks)
 
-    def _add_runs(self, part: Part, sketches: Sequence[Sketch], marks: dict[str, list[Mark]]) -> None:
-        """The runs of words of other files, and the rows that have one in common with them."""
+    def _check(self, records: Sequence[Record], traits: NDArray[np.uint32], marks: dict[str, list[Mark]]) -> None:
+        for check in self.checks:
+            for index in np.flatnonzero(traits & np.uint32(check.traits)).tolist():
+                if (found := check.find(records[index])) is not None:
+                    detail = found if isinstance(found, Detail) else Detail(found, 0.0)
+                    marks[check.name].append(Mark(records[index].source, detail.text, (), detail.badness))
+
+    def _runs(self, part: Part, sketches: Sequence[Sketch], marks: dict[str, list[Mark]]) -> Arrays:
+        """The runs of words of other files, and which rows have one in common with them."""
         texts = [row.texts["text"] for row in sketches]
+        arrays: Arrays = {}
         if part.is_other and self.keeps_runs:
-            part.arrays["runs"], part.arrays["run_counts"] = word_runs(texts)
+            arrays["runs"], arrays["run_counts"] = word_runs(texts)
         if not part.is_other and self.known is not None and self.source_of_other is not None:
             leaks = np.zeros(len(texts), np.bool_)
             for index, other, words in self.known.shared(texts):
@@ -141,7 +160,8 @@ class Scanner:
                 source, own = self.source_of_other(other), Source(part.file, sketches[index].values[0])
                 detail = f"{RUN} words in a row are those of {source}: {words!r}"
                 marks[SHARED_RUNS].append(Mark(own, detail, (source,)))
-            part.arrays["leak"] = leaks
+            arrays["leak"] = leaks
+        return arrays
 
 
 def most_frequent(counts: Counter[str]) -> Counter[str]:

@@ -16,6 +16,7 @@ from tunesmith.checks.finding import Finding, described, without_overlaps
 from tunesmith.checks.pseudonyms import without_pseudonyms
 from tunesmith.checks.record import Record
 from tunesmith.checks.shape import digits, has_long_token
+from tunesmith.checks.traits import Trait
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,4 +170,5 @@ SECRETS = RowCheck(
     severity="error",
     advice="Revoke them if they are real, and mask them (`tunesmith data clean`): a model can repeat them.",
     find=_find,
+    traits=Trait.AT | Trait.TOKEN | Trait.VALUE,
 )

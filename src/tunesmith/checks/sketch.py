@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tunesmith.checks.endings import closing, ending
-from tunesmith.checks.groups import Lexicon
 from tunesmith.checks.language import code_of, language_of
 from tunesmith.checks.record import Record
 from tunesmith.checks.shingles import BANDS, shingled
@@ -105,12 +104,22 @@ def arrays_of(rows: Sequence[Sketch], views: Sequence[str] = ()) -> Arrays:
     return arrays
 
 
-def sketch(record: Record, lexicon: Lexicon) -> Sketch:
+def joined(parts: Sequence[Arrays]) -> Arrays:
+    """The columns of rows that follow each other.
+
+    Args:
+        parts: at least one; all with the same columns.
+    """
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def sketch(record: Record, groups: int, sentiment: int) -> Sketch:
     """What is kept of a row.
 
     Args:
         record: of the row.
-        lexicon: words for groups of people, praise and blame.
+        groups: that it names, as bits.
+        sentiment: praise and blame, as bits.
     """
     prompt, answer = normalized(record.given), normalized(record.learned)
     others = [normalized(other) for other in record.others]
@@ -128,7 +137,8 @@ def sketch(record: Record, lexicon: Lexicon) -> Sketch:
         code_of(language_of(record)),
         ending(record),
         closing(record),
-        *lexicon.bits(record),
+        groups,
+        sentiment,
     )
     return Sketch(values, {"text": " ".join(texts), "prompt": prompt if len(texts) > 1 else "", "answer": answer})
 

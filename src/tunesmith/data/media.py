@@ -3,6 +3,7 @@ alone would teach answers about something that the model does not see."""
 
 import re
 from collections.abc import Collection, Mapping
+from functools import lru_cache
 from typing import Any
 
 UNUSABLE = "which no objective can use yet"
@@ -29,11 +30,17 @@ def media_key(values: Mapping[str, Any], ignored: Collection[str] = ()) -> tuple
         values: by name of the column or key.
         ignored: columns that the recipe reads as text.
     """
-    for key, value in values.items():
-        name = _COLUMN.fullmatch(str(key))
-        if name is not None and key not in ignored and _is_given(value):
-            return str(key), NOUNS[name[1].lower()]
+    for key, noun in _named_as_media(tuple(values)):
+        if key not in ignored and _is_given(values[key]):
+            return str(key), noun
     return None
+
+
+@lru_cache(4096)
+def _named_as_media(keys: tuple[Any, ...]) -> tuple[tuple[Any, str], ...]:
+    """The keys whose name is that of media, and what they may hold; most rows of a set have the same keys."""
+    found = ((key, _COLUMN.fullmatch(str(key))) for key in keys)
+    return tuple((key, NOUNS[name[1].lower()]) for key, name in found if name is not None)
 
 
 def media_part(part: Mapping[str, Any]) -> tuple[str, str] | None:

@@ -10,7 +10,7 @@ Values = Mapping[str, Any]
 """A row's values by field of the format (`question`), not by column name in the file (`Frage`)."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class RowFormat:
     """A row format.
 

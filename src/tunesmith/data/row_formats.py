@@ -6,6 +6,7 @@ nothing is stripped.
 
 import difflib
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 from tunesmith.config import registry
@@ -184,21 +185,48 @@ def _fields(row: Row, format: RowFormat, name: str, columns: Mapping[str, str]) 
         if format.fields != ("text",):
             raise MalformedRowError(f"plain text, but the other rows have columns ({', '.join(format.columns[0])})")
         return {"text": row.values}
-    check_fields(columns, name)
-    missing = [column for column in columns.values() if column not in row.values]
+    present = tuple([value is not None for value in row.values.values()])
+    found = _columns_of_fields(tuple(row.values), present, format, name, tuple(columns.items()))
+    return {field: row.values[column] for field, column in found}
+
+
+@lru_cache(4096)
+def _columns_of_fields(
+    names: tuple[Any, ...],
+    present: tuple[bool, ...],
+    format: RowFormat,
+    format_name: str,
+    named: tuple[tuple[str, str], ...],
+) -> tuple[tuple[str, Any], ...]:
+    """The column of each field, of a row with these columns; most rows of a set have the same.
+
+    Args:
+        names: of the row's columns.
+        present: whether each has a value.
+        format: of the row.
+        format_name: its name.
+        named: field and column, from `data.columns`.
+
+    Raises:
+        MalformedRowError: a field has no column.
+    """
+    columns = dict(named)
+    check_fields(columns, format_name)
+    shown = ", ".join(map(str, names)) or "none"
+    missing = [column for column in columns.values() if column not in names]
     if missing:
-        raise MalformedRowError(f"no column {missing[0]!r}; it has {', '.join(map(str, row.values)) or 'none'}")
-    by_name = {str(column).lower(): value for column, value in row.values.items()}
-    usual = _usual_names({column for column, value in by_name.items() if value is not None}, format, columns)
-    fields = {field: by_name[column] for field, column in usual.items() if column in by_name}
-    fields.update({field: by_name[field] for field in format.optional if field in by_name})
+        raise MalformedRowError(f"no column {missing[0]!r}; it has {shown}")
+    by_name = {str(column).lower(): (column, is_given) for column, is_given in zip(names, present, strict=True)}
+    usual = _usual_names({name for name, (_, is_given) in by_name.items() if is_given}, format, columns)
+    fields = {field: by_name[name][0] for field, name in usual.items() if name in by_name}
+    fields.update({field: by_name[field][0] for field in format.optional if field in by_name})
     if "system" in format.optional and "system" not in fields and "system_prompt" in by_name:
-        fields["system"] = by_name["system_prompt"]
-    fields.update({field: row.values[column] for field, column in columns.items()})
+        fields["system"] = by_name["system_prompt"][0]
+    fields.update(columns)
     absent = [field for field in format.columns[0] if field not in fields]
     if absent:
-        raise MalformedRowError(f"no column {absent[0]!r}; it has {', '.join(map(str, row.values)) or 'none'}")
-    return fields
+        raise MalformedRowError(f"no column {absent[0]!r}; it has {shown}")
+    return tuple(fields.items())
 
 
 def _others(values: Mapping[str, Any], format: RowFormat, columns: Mapping[str, str]) -> dict[str, Any]:

@@ -54,7 +54,7 @@ def turns_of(value: Any, column: str) -> list[Message]:
         raise MalformedRowError(f"{column} is {in_words(turns)}, not a list of turns")
     if not turns:
         raise MalformedRowError(f"{column} is an empty list")
-    return [_turn(turn, f"turn {number} of {column}") for number, turn in enumerate(turns, 1)]
+    return [_plain_turn(turn) or _turn(turn, f"turn {number} of {column}") for number, turn in enumerate(turns, 1)]
 
 
 def chat(messages: list[Message]) -> tuple[Message, ...]:
@@ -114,6 +114,20 @@ def in_words(value: Any) -> str:
         case dict():
             return "an object"
     return f"a {type(value).__name__}"
+
+
+_PLAIN = {"role", "content"}
+_PLAIN_ROLES = {name: role for name, role in ROLES.items() if name != "function_call"}
+
+
+def _plain_turn(turn: Any) -> Message | None:
+    """A turn of a role and a text, as most are; None if it has to be looked at closely, as `_turn` does."""
+    if type(turn) is not dict or turn.keys() != _PLAIN:
+        return None
+    role, content = turn["role"], turn["content"]
+    if type(role) is not str or type(content) is not str or role not in _PLAIN_ROLES:
+        return None
+    return {"role": _PLAIN_ROLES[role], "content": content}
 
 
 def _turn(turn: Any, where: str) -> Message:

@@ -18,6 +18,8 @@ _POINTER, _LONG, _DOUBLE = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double
 _ARGUMENTS: dict[str, list[Any]] = {
     "sketch_texts": [_POINTER, _POINTER, _LONG, *[_POINTER] * 7],
     "word_runs": [_POINTER, _POINTER, _LONG, _POINTER, _LONG, *[_POINTER] * 3],
+    "index_words": [_POINTER, _POINTER, _LONG, _POINTER, _LONG],
+    "traits_of": [_POINTER, _POINTER, _LONG, *[_POINTER] * 5, _LONG, *[_POINTER] * 6],
     "near_runs": [
         *[_POINTER, _POINTER, _LONG, _LONG, _POINTER, _POINTER, _POINTER, _DOUBLE],
         *[_POINTER, _LONG, _POINTER, _POINTER, _POINTER],
@@ -32,11 +34,11 @@ def library() -> ctypes.CDLL | None:
         return None
     try:
         loaded = ctypes.CDLL(str(LIBRARY))
-    except OSError:  # built on another system
+        for name, arguments in _ARGUMENTS.items():
+            function = getattr(loaded, name)
+            function.argtypes, function.restype = arguments, _LONG
+    except (OSError, AttributeError):  # built on another system, or from other sources
         return None
-    for name, arguments in _ARGUMENTS.items():
-        function = getattr(loaded, name)
-        function.argtypes, function.restype = arguments, _LONG
     return loaded
 
 

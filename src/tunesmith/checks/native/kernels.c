@@ -41,6 +41,8 @@ static inline uint32_t code_point(const uint8_t *at, const uint8_t *end, int *le
     return c;
 }
 
+#include "traits.h"
+
 /* CRC-32 of each word; how many there are. */
 static int64_t words_of(const uint8_t *text, const uint8_t *end, const uint8_t *kinds, uint32_t *words) {
     int64_t count = 0;
