@@ -3,6 +3,7 @@
 import platform
 import subprocess
 import time
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,7 @@ def provenance(recipe: Recipe, data: dict[str, str], tokenizer: str) -> dict[str
     }
 
 
+@cache
 def _version(package: str) -> str | None:
     try:
         return version(package)
@@ -51,14 +53,15 @@ def _version(package: str) -> str | None:
 
 
 def _git_state() -> dict[str, Any] | None:
-    """The commit of the repository that the run started in, and whether it had changes. None outside a repository."""
-
-    def git(*arguments: str) -> str:
-        return subprocess.run(
-            ["git", *arguments], capture_output=True, text=True, check=True, cwd=Path.cwd(), timeout=10
-        ).stdout.strip()
-
+    """The commit of the repository that the run started in, and whether it had changes. None outside a repository, and
+    before its first commit."""
+    command = ["git", "status", "--porcelain=v2", "--branch"]
     try:
-        return {"commit": git("rev-parse", "HEAD"), "changed": bool(git("status", "--porcelain"))}
+        done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path.cwd(), timeout=10)
     except (OSError, subprocess.SubprocessError):
         return None
+    lines = done.stdout.splitlines()
+    commit = next(line for line in lines if line.startswith("# branch.oid ")).split()[-1]
+    if commit == "(initial)":
+        return None
+    return {"commit": commit, "changed": any(not line.startswith("#") for line in lines)}
