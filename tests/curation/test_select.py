@@ -2,6 +2,7 @@
 
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tunesmith.curation.facility import by_vectors, by_words, facility_location
-from tunesmith.curation.select import data_select
+from tunesmith.curation.select import _hardest, data_select
+from tunesmith.data.example import Row, Source
 from tunesmith.errors import UserError
 
 
@@ -75,21 +77,23 @@ def test_the_best_formed_rows_are_selected(tmp_path: Path) -> None:
     assert read(found.file) == good
 
 
-def test_difficulty_is_the_loss_after_the_prompt_by_the_loss_alone(
+def test_the_most_difficult_rows_are_selected_those_from_one_on_last(
     rows: Path, tiny_model: Path, tmp_path: Path
 ) -> None:
-    from tunesmith.inference.model import load
+    from tunesmith.checks.difficulty import AnswerLosses, difficulties
+    from tunesmith.data.row_formats import to_example
 
     found = data_select(rows, 5, tmp_path / "out.jsonl", by="difficulty", model=str(tiny_model))
-    every, reader = read(rows), load(str(tiny_model))
-    answers = [row["answer"] for row in every]
-    after, alone = reader.score([row["question"] for row in every], answers), reader.score(answers)
-    ratios = [one.mean / other.mean for one, other in zip(after, alone, strict=True)]
+    every = read(rows)
+    examples: Any = [to_example(Row(row, Source("", 1)), "question_answer", {}) for row in every]
+    ratios = difficulties(AnswerLosses(str(tiny_model)), examples).tolist()
     assert found.hopeless == sum(ratio >= 1 for ratio in ratios)
     usual = sorted((ratio for ratio in ratios if ratio < 1), reverse=True)
     hard = sorted((ratio for ratio in ratios if ratio >= 1), reverse=True)
     chosen = [ratios[every.index(row)] for row in read(found.file)]
     assert sorted(chosen) == pytest.approx(sorted((usual + hard)[:5]), rel=1e-5)
+    ranked, hopeless = _hardest(np.array([0.5, 1.5, 0.9, 1.0]), np.array([3, 2, 1, 0]), 3)
+    assert (ranked.tolist(), hopeless) == ([2, 0, 1], 2)
 
 
 def test_what_cannot_be_selected_is_refused(rows: Path, tmp_path: Path) -> None:

@@ -95,6 +95,14 @@ def test_a_classifier_finds_toxic_texts() -> None:
     assert "toxicity" not in checks()
 
 
+@shows("tunesmith data check --model")
+def test_a_model_looks_for_answers_that_do_not_belong(tiny_model: Path) -> None:
+    assert "unrelated_answers" in checks("--model", str(tiny_model))
+    assert "unrelated_answers" not in checks()
+    refused = run("rows.jsonl", "--only", "unrelated_answers")
+    assert (refused.exit_code, "name it with --model NAME" in str(refused.exception)) == (1, True)
+
+
 @shows("tunesmith data check --rows")
 def test_as_many_rows_are_listed_as_asked_and_all_are_counted() -> None:
     result = run("rows.jsonl", "--json", "--only", "contradictions", "--rows", "0")

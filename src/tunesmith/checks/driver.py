@@ -50,6 +50,7 @@ def check_data(
     groups: Sequence[str | Path] = (),
     encoder: str = "",
     toxicity: str = "",
+    model: str = "",
     subscribers: Iterable[Subscriber] = (),
     cache: bool = True,
 ) -> DataChecks:
@@ -64,6 +65,7 @@ def check_data(
         groups: YAML files with further words for groups of people (`tunesmith.checks.groups.read_lexicon`).
         encoder: a model that embeds texts, to find rows that mean the same; empty for none.
         toxicity: a model that classifies texts, some of them as toxic, or `NAME#LABEL`; empty for none.
+        model: a model that writes text, to find answers that do not belong to their prompts; empty for none.
         subscribers: receive `progress` events (what, done, total).
         cache: whether what is known of the same content is used.
 
@@ -71,13 +73,15 @@ def check_data(
         What each check found. The marks are in the user's cache, and stay until it is emptied.
 
     Raises:
-        UserError: a path does not exist, a file changes while it is read, or its rows are in no known format.
+        UserError: a path does not exist, a file changes while it is read, its rows are in no known format, or a check
+            of `only` needs a model that is not named.
     """
+    models = Models(encoder, toxicity, model)
+    models.refuse_lacking(only)
     names = registry.selected(only, skip)
     subject = subject_of(paths, against)
     if subject.renders is None:
         names = [name for name in names if name not in OF_RECIPES]
-    models = Models(encoder, toxicity)
     names = [name for name in names if name not in models.lacking]
     lexicon = read_lexicon(groups)
     directory = cache_directory() / "data-checks" / _key(subject, names, lexicon, models)
@@ -147,6 +151,7 @@ class _Run:
         files, others = self._subject.files, self._subject.others
         table = Table.open(self._directory / "rows")
         table.files, table.groups, table.models = files, self._lexicon.groups, self._models
+        table.events = self._events
         views = tuple(sorted({view for check in self._checks if isinstance(check, TableCheck) for view in check.views}))
         row_checks = [check for check in self._checks if isinstance(check, RowCheck)]
         scanner = Scanner(row_checks, views, self._lexicon, renders=self._subject.renders)
@@ -202,7 +207,8 @@ class _Run:
                 count = _write(check, table, path)
             else:
                 continue
-            yield CheckResult(check.name, check.title, check.severity, check.advice, count, path)
+            about = table.about.get(check.name, "")
+            yield CheckResult(check.name, check.title, check.severity, check.advice, count, path, about)
         self._tell(table, len(self._checks))
 
     def _tell(self, table: Table, done: int) -> None:

@@ -91,6 +91,15 @@ def labeled(table: Table) -> Labeled:
 
 
 def records_of(table: Table) -> Iterator[Record]:
+    """As `examples_of`, as checks see them.
+
+    Args:
+        table: of the rows.
+    """
+    return map(record_of, examples_of(table))
+
+
+def examples_of(table: Table) -> Iterator[Example]:
     """The well-formed rows that are checked, in order, read again.
 
     Args:
@@ -101,7 +110,7 @@ def records_of(table: Table) -> Iterator[Record]:
             for row in rows_of(task):
                 example = example_of(row, task)
                 if isinstance(example, Example):
-                    yield record_of(example)
+                    yield example
 
 
 def _chosen(table: Table) -> NDArray[np.bool_]:

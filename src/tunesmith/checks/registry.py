@@ -32,6 +32,7 @@ CHECKS = {
     "repeated_answers": "tunesmith.checks.repetition:REPEATED_ANSWERS",
     "repeated_openings": "tunesmith.checks.repetition:REPEATED_OPENINGS",
     "contradictions": "tunesmith.checks.contradiction:CONTRADICTIONS",
+    "unrelated_answers": "tunesmith.checks.unrelated_answers:UNRELATED_ANSWERS",
     "leakage": "tunesmith.checks.leakage:LEAKAGE",
     "label_imbalance": "tunesmith.checks.labels:LABEL_IMBALANCE",
     "label_neighbors": "tunesmith.checks.labels:LABEL_NEIGHBORS",

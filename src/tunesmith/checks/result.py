@@ -44,6 +44,7 @@ class CheckResult:
         advice: what to do about the marked rows, as a sentence.
         count: of the marked rows.
         path: of the file with the marks, one a line; missing if there are none.
+        about: what the check says of the whole set, such as how often it errs there; empty if it says nothing.
     """
 
     name: str
@@ -52,6 +53,7 @@ class CheckResult:
     advice: str
     count: int
     path: Path
+    about: str = ""
 
     @property
     def marks(self) -> Iterator[Mark]:

@@ -18,6 +18,7 @@ from tunesmith.checks.scan import Part
 from tunesmith.checks.shingles import BANDS
 from tunesmith.checks.sketch import COLUMNS
 from tunesmith.data.example import Source
+from tunesmith.run import Events
 
 
 @dataclass
@@ -37,6 +38,8 @@ class Table:
         files: that are checked, to read rows again.
         models: that some checks need.
         groups: (dimension, group) of each bit of the column `groups`.
+        events: receive `progress`.
+        about: what checks say of the whole set, in a sentence or two, by name.
     """
 
     directory: Path
@@ -52,6 +55,8 @@ class Table:
     files: Sequence[Input] = ()
     models: Models = field(default_factory=Models)
     groups: tuple[tuple[str, str], ...] = ()
+    events: Events = field(default_factory=Events)
+    about: dict[str, str] = field(default_factory=dict)
     _files: list[str] = field(default_factory=list)
     _firsts: list[int] = field(default_factory=list)
 

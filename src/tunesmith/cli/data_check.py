@@ -38,6 +38,9 @@ def check(
     toxicity: Annotated[
         str, typer.Option(help="Also find toxic texts, by this classifier: a run or a model, NAME or NAME#LABEL.")
     ] = "",
+    model: Annotated[
+        str, typer.Option(help="Also find answers that do not belong to their prompt, by this model's losses.")
+    ] = "",
     groups: Annotated[
         list[str] | None, typer.Option(help="YAML files with further words for groups of people.")
     ] = None,
@@ -77,6 +80,7 @@ def check(
             groups=groups or [],
             encoder=encoder,
             toxicity=toxicity,
+            model=model,
             subscribers=[progress],
             cache=cache,
         )

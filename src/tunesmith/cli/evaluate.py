@@ -58,6 +58,10 @@ def evaluate(
     labels: Annotated[
         Path | None, typer.Option(help="People's scores or preferences of some answers, to correct the judge by.")
     ] = None,
+    leakage: Annotated[
+        bool,
+        typer.Option("--leakage", help="Also all figures without rows that the run trained on too, or nearly."),
+    ] = False,
     checkpoints: Annotated[
         bool, typer.Option("--checkpoints", help="Of a run alone: also what each kept checkpoint gained and forgot.")
     ] = False,
@@ -98,7 +102,14 @@ def evaluate(
         from tunesmith.report.forgetting import curves_of
         from tunesmith.report.html import write_evaluation_page, write_report
         from tunesmith.report.progress import Progress
-        from tunesmith.report.table import curve_table, evaluation_table, gate_table, judge_table, samples_table
+        from tunesmith.report.table import (
+            curve_table,
+            evaluation_table,
+            gate_table,
+            judge_table,
+            leakage_table,
+            samples_table,
+        )
         from tunesmith.run import jsonable
 
     console = Console(highlight=False)
@@ -113,7 +124,7 @@ def evaluate(
             gate=gate, output=output, concurrent=concurrent, cache=cache, budget=budget,
             judge=judge, rubric=rubric, judge_pairs=judge_pairs, labels=labels,
             checkpoints=checkpoints, how_to_keep=how_to_keep, rerun_steps=rerun_steps, tolerance=tolerance,
-            prompt=before,
+            prompt=before, leakage=leakage,
         )  # fmt: skip
     if output is not None:
         written = [output / "evaluation.json", write_evaluation_page(output)]
@@ -125,6 +136,8 @@ def evaluate(
         print(json.dumps(jsonable(result), indent=2, ensure_ascii=False))
     else:
         console.print(evaluation_table(result))
+        if result["leakage"] is not None:
+            console.print(leakage_table(result))
         if result["judge"] is not None:
             console.print(judge_table(result))
         for title, curve in curves_of(result):

@@ -15,7 +15,7 @@ from tunesmith.curation.chosen import write_chosen
 from tunesmith.curation.facility import by_vectors, by_words, facility_location
 from tunesmith.curation.origin import refuse_outputs
 from tunesmith.curation.rows import Paths, Rows
-from tunesmith.data.example import Malformed
+from tunesmith.data.example import Example, Malformed
 from tunesmith.data.report import Reason, Reasons
 from tunesmith.errors import UserError
 from tunesmith.run import Events, Subscriber
@@ -60,7 +60,7 @@ def data_select(
     - `diversity`: rows that together are similar to all rows (facility location), by shared words, or by the vectors of
       an encoder. All texts are in memory.
     - `difficulty`: rows whose answers a model finds hard to predict even with the prompt: the loss of the answer after
-      its prompt, by the loss of the answer alone (Li et al. 2024), the highest below 1.
+      its prompt, by the loss of the answer alone (`tunesmith.checks.difficulty`), the highest below 1.
     - `quality`: rows with the best form (`tunesmith.checks.quality`).
     - `random`: the same number at random.
 
@@ -89,15 +89,17 @@ def data_select(
         raise UserError(f"--by {by} needs no model.")
     refuse_outputs(target)
     source, events, malformed = Rows(paths, subscribers), Events(*subscribers), Reasons()
-    records, indices, total = [], [], 0
+    records, examples, indices, total = [], [], [], 0
     for item in source.items():
         total += 1
         if isinstance(item.example, Malformed):
             malformed.add(item.source, item.example.reason)
         elif (record := item.record) is not None:
-            records.append(record if by != "random" else None)
+            records.append(record if by in ("diversity", "quality") else None)
+            if by == "difficulty":
+                examples.append(item.example)
             indices.append(item.index)
-    chosen, hopeless = _chosen(by, model, records, rows, seed, events)
+    chosen, hopeless = _chosen(by, model, records, examples, rows, seed, events)
     copies = np.zeros(total, np.int64)
     copies[np.array(indices, np.int64)[chosen]] = 1
     settings = {"rows": rows, "by": by, "model": model, "seed": seed}
@@ -106,13 +108,21 @@ def data_select(
 
 
 def _chosen(
-    by: By, model: str | None, records: Sequence[Record | None], count: int, seed: int, events: Events
+    by: By,
+    model: str | None,
+    records: Sequence[Record | None],
+    examples: Sequence[Example],
+    count: int,
+    seed: int,
+    events: Events,
 ) -> tuple[NDArray[np.int64], int]:
     """The numbers of the chosen records, and how many are hopeless."""
     draws = mixed(seed, np.arange(len(records), dtype=np.uint64))
     order = np.argsort(draws, kind="stable")
     if by == "random":
         return order[:count], 0
+    if by == "difficulty":
+        return _hardest(_difficulties(examples, model, events), order, count)
     shuffled = [record for each in order if (record := records[each]) is not None]
     if by == "diversity":
 
@@ -121,14 +131,14 @@ def _chosen(
 
         gains, similarities = _similarities(shuffled, model, events)
         return order[facility_location(gains, similarities, count, done)], 0
-    scores = _difficulties(shuffled, model, events) if by == "difficulty" else _qualities(shuffled)
-    hopeless = scores >= 1 if by == "difficulty" else np.zeros(len(scores), bool)
-    ranked = np.lexsort((-scores, hopeless))
-    return order[ranked[:count]], int(hopeless.sum())
+    scores = np.array([quality(record).score for record in shuffled])
+    return order[np.argsort(-scores, kind="stable")[:count]], 0
 
 
-def _qualities(records: Sequence[Record]) -> NDArray[np.float64]:
-    return np.array([quality(record).score for record in records])
+def _hardest(scores: NDArray[np.float64], order: NDArray[np.int64], count: int) -> tuple[NDArray[np.int64], int]:
+    """The rows with the highest difficulty below 1, then those from 1 on; and how many these are."""
+    hopeless = scores[order] >= 1
+    return order[np.lexsort((-scores[order], hopeless))[:count]], int(hopeless.sum())
 
 
 def _similarities(
@@ -148,18 +158,17 @@ def _similarities(
     return by_vectors(np.concatenate(parts))
 
 
-def _difficulties(records: Sequence[Record], model: str | None, events: Events) -> NDArray[np.float64]:
-    """Instruction-following difficulty: the loss of each answer after its prompt, by that of the answer alone."""
-    from tunesmith.inference.model import load
+def _difficulties(examples: Sequence[Example], model: str | None, events: Events) -> NDArray[np.float64]:
+    """The instruction-following difficulty of each row, in nats per nat."""
+    from tunesmith.checks.difficulty import AnswerLosses, difficulties
 
-    if not all(record.prompt and record.answer for record in records):
-        raise UserError("--by difficulty needs rows with a prompt and an answer.")
-    reader = load(model or "embedded")
-    found = []
-    for start in range(0, len(records), BATCH):
-        batch = records[start : start + BATCH]
-        answers = [record.answer for record in batch]
-        after, alone = reader.score([record.prompt for record in batch], answers), reader.score(answers)
-        found += [one.mean / other.mean if other.mean else 1.0 for one, other in zip(after, alone, strict=True)]
-        events.emit("progress", what="scoring rows", done=start + len(batch), total=len(records))
-    return np.array(found)
+    def done(number: int) -> None:
+        events.emit("progress", what="scoring rows", done=number, total=len(examples))
+
+    found = difficulties(AnswerLosses(model or "embedded"), examples, done)
+    if (lacking := np.flatnonzero(np.isnan(found))).size:
+        raise UserError(
+            f"--by difficulty needs rows with a prompt and an answer that fit in the model's context, and "
+            f"{examples[lacking[0]].source} has none ({lacking.size:,} in all)."
+        )
+    return found

@@ -20,6 +20,7 @@ from tunesmith.evaluation.forgetting_curve import TOLERANCE, CurveOptions
 from tunesmith.evaluation.gate import Gate, checked
 from tunesmith.evaluation.judging import Judged, open_judging
 from tunesmith.evaluation.keeping import Keeping
+from tunesmith.evaluation.leakage import Leaks, leaks_of, without_leaked
 from tunesmith.evaluation.measuring import Asked, Measurement, Trial, measure
 from tunesmith.evaluation.opening import Opening, Wanted, extensions_of, names_of, run_alone
 from tunesmith.evaluation.rows import EvaluationRows, spread
@@ -70,6 +71,7 @@ def evaluate(
     rerun_steps: int | None = None,
     tolerance: float = TOLERANCE,
     prompt: ChatPrompt | None = None,
+    leakage: bool = False,
 ) -> dict[str, Any]:
     """Evaluate models side by side on the same rows. A run alone is compared with its own base.
 
@@ -106,6 +108,7 @@ def evaluate(
         tolerance: with `checkpoints` or `how_to_keep`, how much of its loss on general text the base may lose.
         prompt: put before the chats of all models, a `tunesmith.Prompt`. The loss is then that of each chat's last
             answer after the prompt. It is written beside `evaluation.json`.
+        leakage: also all figures of the rows without those that the run was trained on too, or nearly.
 
     Returns:
         The content of `evaluation.json`: `rows`, where they come from (`data`) and the SHA-256 of what they say
@@ -118,7 +121,7 @@ def evaluate(
         class for each text; `loss_unit`; `folds` (how many models evaluated the rows, each on its own fold; None: one
         model); `budget`: what it allowed; `judge`: how far it can be trusted, by model; `checkpoints` and
         `how_to_keep`: as `ForgettingCurve.described`; `prompt`: as `Prompt.described`, with `notes` by model on
-        what its context has no room for; None: no prompt.
+        what its context has no room for; None: no prompt; `leakage`: as `without_leaked`; None: not asked for.
 
     Raises:
         UserError: a model or the rows cannot be read, or do not fit each other; a run has not finished; a user's
@@ -167,7 +170,8 @@ def evaluate(
         last = len(trials) - 1
         measured = [measure(trial, asked, measured_suites if at == last else {}) for at, trial in enumerate(trials)]
         judged = None if judging is None else judging.judged(_cases(measured), asked.events)
-        result = _result(trials, measured, metrics, judged, prompt is not None)
+        leaks = leaks_of(trials) if leakage else None
+        result = _result(trials, measured, metrics, judged, prompt is not None, leaks)
         if own is not None:
             result |= keeping.sections(own, rerun_seconds)
     result["prompt"] = None if prompt is None else prompt.described() | {"notes": _notes(trials)}
@@ -210,6 +214,7 @@ def _result(
     metrics: Mapping[str, Metric],
     judged: Judged | None,
     is_prompted: bool,
+    leaks: Leaks | None,
 ) -> dict[str, Any]:
     """The content of `evaluation.json`, without the gate. With a prompt, the losses are of chats' last answers."""
     left_out = {**trials[0].left_out, **measured[-1].left_out}
@@ -243,6 +248,7 @@ def _result(
         "loss_tokens": None if losses is None else int(losses.counts.sum()),
         "generated_rows": len(tasks),
         **summary(models, columns[0]),
+        "leakage": None if leaks is None else without_leaked(models, leaks, columns[0]),
         "left_out": left_out,
         "samples": samples_of(
             tasks, {column: side.answers for column, side in sides.items()}, spread(len(tasks), SAMPLES)

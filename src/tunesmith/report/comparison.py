@@ -21,6 +21,7 @@ from tunesmith.report.figures import (
 from tunesmith.report.forgetting import about_curve, curve_charts, curve_rows, curves_of
 from tunesmith.report.formatting import figure, number
 from tunesmith.report.judge import about_judge, judge_rows
+from tunesmith.report.leakage import HEADING, about_leakage, leakage_rows
 from tunesmith.report.word_difference import marked_difference
 
 CUT_LINES = 10
@@ -132,6 +133,8 @@ class Comparison:
         gate: whether it is passed, in a sentence; empty without one.
         judge: what a judge's verdicts are worth, as `judge_rows` has it; empty without one.
         about_judge: how it was asked, in sentences.
+        leakage: figures with and without leaked rows, below their headings; empty if no row is leaked.
+        about_leakage: which rows are, in sentences; empty if they were not looked for.
         curves: what checkpoints and reruns gained and forgot.
     """
 
@@ -147,6 +150,8 @@ class Comparison:
     gate: str
     judge: list[tuple[str, ...]]
     about_judge: str
+    leakage: list[tuple[str, ...]]
+    about_leakage: str
     curves: list[ShownCurve]
 
 
@@ -178,6 +183,8 @@ def compared(result: Mapping[str, Any]) -> Comparison:
         gate="" if not limits else "The gate is passed." if result["gate"]["passed"] else "The gate is not passed.",
         judge=judge_rows(result) if result.get("judge") else [],
         about_judge=about_judge(result) if result.get("judge") else "",
+        leakage=[HEADING, *rows] if result.get("leakage") and (rows := leakage_rows(result)) else [],
+        about_leakage=about_leakage(result["leakage"]) if result.get("leakage") else "",
         curves=[_curve(title, curve) for title, curve in curves_of(result)],
     )
 

@@ -38,6 +38,9 @@ def print_checks(console: Console, found: DataChecks, most: int, what: Sequence[
     short = _shortener(found.files)
     for result in marked if most else ():
         _print_check(console, result, most, short)
+    for result in found.results:
+        if result.about and not result.count:
+            console.print(f"\n[bold]{result.title}[/]: {escape(result.about)}")
     clean = [result.name for result in found.results if not result.count]
     if clean:
         console.print(f"\n[bold {GOOD}]Nothing found[/] by {', '.join(clean)}.")
@@ -93,7 +96,8 @@ def _print_check(console: Console, result: CheckResult, most: int, short: Callab
     if result.count > most:
         table.add_row("", Text(f"and {result.count - most:,} more", "dim"))
     console.print(table)
-    console.print(Padding(Text(f"→ {result.advice}"), (0, 0, 0, 2)))
+    for text in filter(None, (result.about, f"→ {result.advice}")):
+        console.print(Padding(Text(text), (0, 0, 0, 2)))
 
 
 def _shortener(files: Sequence[str]) -> Callable[[str], str]:

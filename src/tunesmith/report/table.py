@@ -21,6 +21,7 @@ from tunesmith.report.figures import (
 from tunesmith.report.forgetting import about_curve, curve_rows
 from tunesmith.report.formatting import count, duration, number, size
 from tunesmith.report.judge import about_judge, judge_rows
+from tunesmith.report.leakage import HEADING, about_leakage, leakage_rows
 
 
 def evaluation_table(result: dict[str, Any]) -> Table:
@@ -105,6 +106,26 @@ def judge_table(result: dict[str, Any]) -> Table:
     table = Table(box=SIMPLE_HEAD, pad_edge=False, caption=about_judge(result), caption_justify="left")
     for title in heading:
         table.add_column(title, justify="right" if table.columns else "left")
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def leakage_table(result: dict[str, Any]) -> Table | Text:
+    """The figures without leaked rows, beside those of all rows.
+
+    Args:
+        result: the content of `evaluation.json`, with `leakage`.
+
+    Returns:
+        The table, at eighty columns; a sentence if no row is leaked.
+    """
+    about, rows = about_leakage(result["leakage"]), leakage_rows(result)
+    if not rows:
+        return Text(about)
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, caption=Text(about), caption_justify="left")
+    for title in HEADING:
+        table.add_column(title, justify="right" if title in HEADING[2:] else "left")
     for row in rows:
         table.add_row(*row)
     return table

@@ -1,7 +1,7 @@
 """What a metric or a suite finds out about one model, in the form from which intervals and differences are computed."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -72,6 +72,20 @@ class Measured:
     def scale(self) -> tuple[float, float] | None:
         """The least and the greatest value of a row; None: unknown."""
         return (0.0, 1.0) if self.bounds is None and self.unit == "share" else self.bounds
+
+    def on(self, rows: NDArray[np.int64]) -> "Measured":
+        """The same figure of some of the rows.
+
+        Args:
+            rows: (some,) indices, each once.
+        """
+        return replace(
+            self,
+            of=lambda some: self.of(rows[some]),
+            units=[self.units[row] for row in rows],
+            values=None if self.values is None else self.values[rows],
+            estimator=None if self.estimator is None else self.estimator.on(rows),
+        )
 
     @property
     def value(self) -> float:
