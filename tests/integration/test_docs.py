@@ -145,6 +145,7 @@ def test_all_commands_of_a_page_parse(page: Path) -> None:
         ("deciding", "compare_simulation"),
         ("data-checks", "data_check_faults"),
         ("data-checks", "near_duplicates"),
+        ("data-checks", "unrelated_answers"),
         ("data-cleaning", "data_quality"),
         ("data-checks", "data_check_speed"),
         ("data-checks", "data_check_peers"),

@@ -41,7 +41,7 @@ def print_checks(console: Console, found: DataChecks, most: int, what: Sequence[
     for result in found.results:
         if result.about and not result.count:
             console.print(f"\n[bold]{result.title}[/]: {escape(result.about)}")
-    clean = [result.name for result in found.results if not result.count]
+    clean = [result.name for result in found.results if not result.count and not result.about]
     if clean:
         console.print(f"\n[bold {GOOD}]Nothing found[/] by {', '.join(clean)}.")
     console.print("\n[bold]Next[/]")
