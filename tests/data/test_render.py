@@ -263,6 +263,12 @@ def test_generation_marks_are_extended_past_the_end_of_turn():
     ]
 
 
+def test_the_last_of_two_answers_in_a_row_is_learned_alone():
+    chat = ({"role": "user", "content": "A?"}, *({"role": "assistant", "content": each} for each in ("One.", "Two.")))
+    example = Example(Source("rows.jsonl", 1), messages=chat)
+    assert texts_with_loss(Renderer(tokenizer_with(MARKED)), example, "last") == ["Two.<|im_end|>"]
+
+
 def test_no_warning_about_a_template_without_marks_reaches_the_screen(caplog):
     """transformers warns of it at each row, although the spans are found without marks."""
     transformers_logging.enable_propagation()
