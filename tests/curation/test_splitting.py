@@ -6,6 +6,7 @@ import random
 from collections import Counter
 from itertools import combinations
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -78,6 +79,45 @@ def test_near_duplicates_never_straddle(tmp_path: Path) -> None:
     assert (found.together, found.largest) == (100, 4)
     apart = sides(data_split(path, tmp_path / "apart", held_out=0.4, near_duplicates=False))
     assert len({(row["label"], apart[row["text"]]) for row in rows}) > 25
+
+
+EDITS = st.sampled_from(("same input", "a word of the input", "another short input", "as the one before", "none"))
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.lists(EDITS, min_size=20, max_size=40), st.sampled_from(("", "group", "time", "stratify")), st.integers(0, 9))
+def test_nothing_in_one_file_is_nearly_in_another_whatever_decides(edits: list[str], by: str, seed: int) -> None:
+    """By inputs, and by inputs and answers together, as the check of leakage sees them; groups are not separated."""
+    rows: list[dict[str, Any]] = []
+    for n, edit in enumerate(edits):
+        question, answer = sentence(100 * seed + n, 20), sentence(5000 + 100 * seed + n, 60)
+        if rows and edit != "none":
+            like = rows[-1] if edit == "as the one before" else rows[n // 2]
+            question, answer = str(like["question"]), str(like["answer"] if edit != "same input" else answer)
+            if edit in ("a word of the input", "as the one before"):
+                question = question[: question.rindex(" ")] + f" changed{n}"
+            elif edit == "another short input":
+                question = f"Why {n}?"
+        rows.append({"question": question, "answer": answer, "group": n % 13, "time": n, "stratify": n % 2})
+    with TemporaryDirectory() as directory:
+        try:
+            asked: Any = {by: by} if by else {}
+            split = data_split(
+                write(Path(directory) / "rows.jsonl", rows), Path(directory) / "out", held_out=0.3, **asked
+            )
+        except UserError as error:
+            assert "belong together" in str(error)
+            return
+        one, other = (read(split.files[side]) for side in ("train", "held_out"))
+    assert len(one) + len(other) == len(rows)
+    for columns in (("question",), ("question", "answer")):
+        first, second = (
+            [shingled([normalized(" ".join(row[each] for each in columns))]).shingles for row in side]
+            for side in (one, other)
+        )
+        assert not any(jaccard(a, b) >= 0.8 for a in first for b in second)
+    if by == "group":
+        assert not {row["group"] for row in one} & {row["group"] for row in other}
 
 
 def test_each_class_has_its_share_on_each_side(tmp_path: Path) -> None:

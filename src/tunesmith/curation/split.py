@@ -1,6 +1,7 @@
 """`tunesmith data split`: rows into training, held-out and test files, so that nothing in one is also in another."""
 
 import datetime
+from array import array
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -52,7 +53,7 @@ class _Seen:
     Attributes:
         keys: hashes of their inputs.
         groups: hashes of their values in the group column.
-        near: their numbers in `near_groups`.
+        near: their groups by what is nearly the same: their inputs, and all of their texts.
         classes: their numbers among `names`.
         times: in the time column.
         usable: whether they can be read.
@@ -60,7 +61,7 @@ class _Seen:
 
     keys: list[int] = field(default_factory=list)
     groups: list[int] = field(default_factory=list)
-    near: list[int] = field(default_factory=list)
+    near: list[NDArray[np.int64]] = field(default_factory=list)
     classes: list[int] = field(default_factory=list)
     times: list[float] = field(default_factory=list)
     usable: list[bool] = field(default_factory=list)
@@ -83,8 +84,8 @@ def data_split(
 ) -> Split:
     """Write rows into `train.jsonl`, `held_out.jsonl` and, if asked for, `test.jsonl`.
 
-    Rows with the same input are on one side, and by default also rows whose inputs are nearly the same. Without
-    `stratify` and `time` a hash of the input decides, so that a row keeps its side when the file grows.
+    Rows with the same input are on one side, and by default also rows whose inputs, or all of whose texts, are nearly
+    the same. Without `stratify` and `time` a hash of the input decides, so that a row keeps its side when the file grows.
 
     Args:
         paths: files, as `data.train` takes them, or a recipe.
@@ -96,7 +97,7 @@ def data_split(
         group: a column, such as the customer or the document: rows with the same value are on one side.
         time: a column with numbers or dates (ISO 8601): the latest rows are in `test.jsonl`, those before in
             `held_out.jsonl`.
-        near_duplicates: whether rows whose inputs are nearly the same are on one side.
+        near_duplicates: whether rows whose inputs or texts are nearly the same are on one side.
         seed: another one gives other sides.
         subscribers: receive `progress` events.
 
@@ -114,7 +115,7 @@ def data_split(
     refuse_outputs(target)
     rows = Rows(paths, subscribers)
     seen = _look(rows, stratify, group, time, near_duplicates)
-    unit = _units(seen, near_duplicates)
+    unit = _units(seen)
     sides = _sides(seen, unit, wanted, seed)
     _refuse_empty(sides, wanted, np.bincount(unit).max(initial=0))
     settings = {
@@ -126,7 +127,7 @@ def data_split(
 
 def _look(rows: Rows, stratify: str | None, group: str | None, time: str | None, near: bool) -> _Seen:
     """The first pass: what decides the sides."""
-    seen, groups = _Seen(), NearGroups()
+    seen, inputs, texts = _Seen(), _Near(), _Near()
     for item in rows.items("looking for rows that belong together" if near else "reading"):
         seen.usable.append(not isinstance(item.example, Malformed))
         if isinstance(item.example, Malformed):
@@ -143,9 +144,24 @@ def _look(rows: Rows, stratify: str | None, group: str | None, time: str | None,
         if near:
             record = item.record
             assert record is not None
-            seen.near.append(groups.add(record.prompt or record.answer))
-    seen.near = groups.groups()[seen.near].tolist()
+            inputs.add(record.given or record.learned)
+            texts.add(" ".join(record.texts))
+    if near:
+        seen.near = [each.by_row() for each in (inputs, texts)]
     return seen
+
+
+class _Near:
+    """Groups of rows whose texts are nearly the same."""
+
+    def __init__(self) -> None:
+        self._groups, self._numbers = NearGroups(), array("q")
+
+    def add(self, text: str) -> None:
+        self._numbers.append(self._groups.add(text))
+
+    def by_row(self) -> NDArray[np.int64]:
+        return self._groups.groups()[np.array(self._numbers, np.int64)]
 
 
 def _time_of(item: Item, column: str) -> float:
@@ -163,13 +179,11 @@ def _time_of(item: Item, column: str) -> float:
         ) from None
 
 
-def _units(seen: _Seen, near: bool) -> NDArray[np.int64]:
+def _units(seen: _Seen) -> NDArray[np.int64]:
     kinds = [np.array(seen.keys, np.uint64)]
     if seen.groups:
         kinds.append(np.array(seen.groups, np.uint64))
-    if near:
-        kinds.append(np.array(seen.near, np.int64))
-    return units(kinds)
+    return units([*kinds, *seen.near])
 
 
 def _sides(seen: _Seen, unit: NDArray[np.int64], wanted: Mapping[str, float], seed: int) -> NDArray[np.int8]:
