@@ -85,7 +85,8 @@ def data_split(
     """Write rows into `train.jsonl`, `held_out.jsonl` and, if asked for, `test.jsonl`.
 
     Rows with the same input are on one side, and by default also rows whose inputs, or all of whose texts, are nearly
-    the same. Without `stratify` and `time` a hash of the input decides, so that a row keeps its side when the file grows.
+    the same. Without `stratify` and `time` a hash of the input decides, so that a row keeps its side when the file
+    grows.
 
     Args:
         paths: files, as `data.train` takes them, or a recipe.
