@@ -3,8 +3,9 @@
     python benchmarks/data_check_speed.py --rows ../shared/data/gsm8k/train.jsonl --gigabytes 2
 
 Makes chats of about 700 bytes from sentences of the given rows: 1 % of them copies, 2 % with one word changed.
-Measures all default checks on the whole file: rate, the largest memory of all processes together, and how long the
-same file takes from the cache. Then the rate of the peers on the first `--peer-megabytes` of the same rows, in an
+Measures all default checks on the whole file: rate, processor time, the largest memory of all processes together with
+and without the pages of files (data_check_memory.py measures how it grows), and how long the same file takes from the
+cache. Then the rate of the peers on the first `--peer-megabytes` of the same rows, in an
 environment of their own (requirements-duplicates.txt): datasketch with 128 permutations, signatures on all cores, and
 datatrove's MinHash pipeline; and Tunesmith's on the same rows, with all checks and with near-duplicates alone. Writes
 results/data_check_speed.{json,md}.
@@ -12,7 +13,6 @@ results/data_check_speed.{json,md}.
 
 import argparse
 import json
-import os
 import random
 import re
 import subprocess
@@ -22,8 +22,8 @@ import venv
 from pathlib import Path
 from typing import Any
 
-import psutil
 from stored_result import measure_and_store
+from watched import run
 
 HERE = Path(__file__).resolve().parent
 ENVIRONMENT = HERE / "environments" / "duplicates"
@@ -33,7 +33,7 @@ ORIGINALS = 50_000
 
 
 def make_rows(source: Path, path: Path, size: int) -> None:
-    """Write rows of so many bytes."""
+    """Write rows until the file has `size` bytes."""
     draw = random.Random(0)
     lines = [json.loads(line) for line in source.read_text(encoding="utf-8").splitlines()]
     text = [f"{row['question']} {row['answer'].split('####')[0]}" for row in lines]
@@ -55,32 +55,6 @@ def make_rows(source: Path, path: Path, size: int) -> None:
             size -= file.write(json.dumps({"messages": chat}) + "\n")
 
 
-def run(command: list[str], **environment: str) -> dict[str, Any]:
-    """Run a command; seconds, processor seconds and the largest memory of its processes together, in bytes."""
-    began, before = time.perf_counter(), os.times()
-    process = psutil.Popen(command, stdout=subprocess.DEVNULL, env={**os.environ, **environment})
-    most = 0
-    while process.poll() is None:
-        most = max(most, _memory(process))
-        time.sleep(1.0)  # each look costs a worker's time
-    if process.returncode:
-        raise RuntimeError(f"{' '.join(command)} failed with exit code {process.returncode}")
-    after = os.times()
-    used = after.children_user + after.children_system - before.children_user - before.children_system
-    return {"seconds": time.perf_counter() - began, "processor_seconds": used, "memory": most}
-
-
-def _memory(process: psutil.Process) -> int:
-    """Proportional memory of a process and its children: what they share counts once."""
-    found = 0
-    try:
-        for each in (process, *process.children(recursive=True)):
-            found += each.memory_full_info().pss
-    except psutil.NoSuchProcess:
-        pass
-    return found
-
-
 def make_environment() -> None:
     """The peers' environment."""
     requirements = HERE / "requirements-duplicates.txt"
@@ -94,16 +68,16 @@ def make_environment() -> None:
 
 
 def first_bytes(source: Path, path: Path, size: int) -> Path:
-    """The first rows of a file, of so many bytes."""
+    """Copy the first rows of a file, `size` bytes of them or one row more."""
     with source.open("rb") as rows, path.open("wb") as file:
         while size > 0 and (line := rows.readline()):
             size -= file.write(line)
     return path
 
 
-def check(path: Path, cache: Path, *options: str) -> dict[str, Any]:
+def check(path: Path, cache: Path, *options: str, every: float = 1.0) -> dict[str, Any]:
     command = [sys.executable, "-m", "tunesmith", "data", "check", str(path), "--json", "--rows", "0", *options]
-    return {"bytes": path.stat().st_size, **run(command, TUNESMITH_CACHE=str(cache))}
+    return {"bytes": path.stat().st_size, **run(command, every, TUNESMITH_CACHE=str(cache))}
 
 
 def measured(directory: Path, source: Path, size: int, peer_size: int) -> dict[str, Any]:
@@ -123,7 +97,7 @@ def measured(directory: Path, source: Path, size: int, peer_size: int) -> dict[s
 
 
 def table_of(found: dict[str, Any]) -> str:
-    lines = ["| | data | seconds | MB/s | memory |", "|---|---|---|---|---|"]
+    lines = ["| | data | seconds | MB/s | processor seconds/MB | memory | anonymous |", "|---|---|---|---|---|---|---|"]
     names = {
         "all checks": "Tunesmith, all checks",
         "from the cache": "the same file again",
@@ -136,7 +110,8 @@ def table_of(found: dict[str, Any]) -> str:
         rate = each["bytes"] / each["seconds"] / 1e6
         lines.append(
             f"| {name} | {each['bytes'] / 1e6:,.0f} MB | {each['seconds']:.1f} | {rate:.2f} | "
-            f"{each['memory'] / 1e9:.2f} GB |"
+            f"{each['processor_seconds'] / each['bytes'] * 1e6:.3f} | {each['memory'] / 1e9:.2f} GB | "
+            f"{each['anonymous'] / 1e9:.2f} GB |"
         )
     return "\n".join(lines) + "\n"
 

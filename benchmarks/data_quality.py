@@ -27,7 +27,7 @@ from typing import Any
 
 from data_quality_report import Trial, plot, table
 from few_quality import encoder
-from stored_result import add_trial, described_machine, stored_trials
+from stored_result import described_machine, finished_trials, run_seeds, run_trials
 from study_rows import banking77, write_rows
 from train_speed_report import machine
 from training_faults import planted
@@ -188,27 +188,26 @@ def outcome(rows: list[dict[str, str]], dropped: set[int], faulty: list[int]) ->
     return {"found": len(found), "wrongly_dropped": len(dropped - found)}
 
 
+def current() -> dict[str, Any]:
+    """The settings that a trial has stored."""
+    return {"setting": asdict(SIZES), "share": SHARE}
+
+
 def done() -> list[Trial]:
     """The finished trials with these sizes."""
-    current = json.loads(json.dumps({"setting": asdict(SIZES), "share": SHARE}))
-    return [each for each in stored_trials(RESULTS) if current.items() <= each.items()]
+    return finished_trials(RESULTS, current())
+
+
+def trials(seed: int) -> None:
+    """Run those of a seed that are not finished."""
+    wanted = [{"task": task, "fault": fault, "arm": arm, "seed": seed} for task, fault, arm in arms()]
+    run_trials(RESULTS, current(), wanted, trial, lambda: write_report(done()))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=5)
-    seeds = parser.parse_args().seeds
-    missing = [name for name in ("banking77", "gsm8k") if not (DATA / name).is_dir()]
-    if missing:
-        print(f"There is no {' and no '.join(str(DATA / name) for name in missing)}.", flush=True)
-        return
-    for seed in range(seeds):
-        for task, fault, arm in arms():
-            finished = {(each["task"], each["fault"], each["arm"], each["seed"]) for each in done()}
-            if (task, fault, arm, seed) not in finished:
-                add_trial(RESULTS, trial(task, fault, arm, seed))
-                print(f"{task}, {fault or 'no faults'}, {arm}, seed {seed}: done", flush=True)
-                write_report(done())
+    run_seeds(parser.parse_args().seeds, [DATA / name for name in ("banking77", "gsm8k")], trials)
 
 
 def write_report(trials: list[Trial]) -> None:

@@ -9,7 +9,6 @@ the same held-out rows. Each trial is a line of results/data_selection.jsonl; fi
 """
 
 import argparse
-import json
 import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -20,7 +19,7 @@ from typing import Any
 from data_quality import DATA, ROWS, SIZES, TASKS, recipe_of
 from data_quality_report import TITLES, half_of_interval
 from few_quality import encoder
-from stored_result import add_trial, described_machine, stored_trials
+from stored_result import described_machine, finished_trials, run_seeds, run_trials
 from study_rows import write_rows
 from train_speed_report import machine
 
@@ -73,10 +72,14 @@ def trial(task: str, way: str, seed: int) -> Trial:
     }  # fmt: skip
 
 
+def current() -> dict[str, Any]:
+    """The settings that a trial has stored."""
+    return {"setting": asdict(SIZES), "share": SHARE}
+
+
 def done() -> list[Trial]:
     """The finished trials with these sizes."""
-    current = json.loads(json.dumps({"setting": asdict(SIZES), "share": SHARE}))
-    return [each for each in stored_trials(RESULTS) if current.items() <= each.items()]
+    return finished_trials(RESULTS, current())
 
 
 def table(trials: list[Trial]) -> str:
@@ -105,20 +108,21 @@ def table(trials: list[Trial]) -> str:
     return f"{about} {machines}, {max((each['date'] for each in trials), default='')}.\n\n" + "\n".join(lines) + "\n"
 
 
+def trials(seed: int) -> None:
+    """Run those of a seed that are not finished."""
+    wanted = [{"task": task, "way": way, "seed": seed} for task, way in trials_of()]
+    run_trials(RESULTS, current(), wanted, trial, write_report)
+
+
+def write_report() -> None:
+    """The table, beside the trials."""
+    RESULTS.with_suffix(".md").write_text(table(done()), encoding="utf-8")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=5)
-    seeds = parser.parse_args().seeds
-    missing = [name for name in ("banking77", "gsm8k") if not (DATA / name).is_dir()]
-    if missing:
-        print(f"There is no {' and no '.join(str(DATA / name) for name in missing)}.", flush=True)
-        return
-    for seed in range(seeds):
-        for task, way in trials_of():
-            if (task, way, seed) not in {(each["task"], each["way"], each["seed"]) for each in done()}:
-                add_trial(RESULTS, trial(task, way, seed))
-                print(f"{task}, {way}, seed {seed}: done", flush=True)
-                RESULTS.with_suffix(".md").write_text(table(done()), encoding="utf-8")
+    run_seeds(parser.parse_args().seeds, [DATA / name for name in ("banking77", "gsm8k")], trials)
 
 
 if __name__ == "__main__":

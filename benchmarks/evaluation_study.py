@@ -19,12 +19,13 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import date
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from evaluation_study_report import Trial, plot, table
 from few_quality import drawn, encoder
-from stored_result import add_trial, described_machine, stored_trials
+from stored_result import absent, described_machine, run_trials, stored_trials
 from study_rows import banking77, commongen, legal, write_rows
 from train_speed_report import machine
 
@@ -158,14 +159,13 @@ def recipe_of(name: str, rate: float, replay: bool, rows: Path) -> dict[str, Any
     }
 
 
-def trial(name: str, rate: float, replay: bool, rows: Path) -> Trial:
+def trial(task: str, rate: float, replay: bool) -> Trial:
     """Train and evaluate once.
 
     Args:
-        name: of the task.
+        task: its name.
         rate: peak learning rate.
         replay: whether general text is replayed.
-        rows: the directory of the task's rows.
 
     Returns:
         What identifies the trial, and the base's figures, the tuned model's, and their differences.
@@ -173,12 +173,21 @@ def trial(name: str, rate: float, replay: bool, rows: Path) -> Trial:
     import tunesmith
 
     with tempfile.TemporaryDirectory(dir=WORK) as directory:
-        run = tunesmith.train(recipe_of(name, rate, replay, rows), Path(directory) / "run")
-        found = evaluated(name, str(run.directory))
+        run = tunesmith.train(recipe_of(task, rate, replay, rows_of(task)), Path(directory) / "run")
+        found = evaluated(task, str(run.directory))
     return {
-        "task": name, "rate": rate, "replay": replay, "setting": asdict(SIZES), "base": BASE,
+        "task": task, "rate": rate, "replay": replay, "setting": asdict(SIZES), "base": BASE,
         "date": str(date.today()), "machine": described_machine(machine()), "figures": found,
     }  # fmt: skip
+
+
+@cache
+def rows_of(task: str) -> Path:
+    """The directory of a task's rows, which are written once."""
+    rows = WORK / task
+    rows.mkdir(parents=True, exist_ok=True)
+    TASKS[task].write(rows)
+    return rows
 
 
 def evaluated(name: str, run: str) -> dict[str, Any]:
@@ -223,35 +232,15 @@ def done() -> list[Trial]:
     return stored_trials(RESULTS)
 
 
-def missing(name: str) -> list[Path]:
-    """The folders that a task needs and that are not there."""
-    return [DATA / folder for folder in TASKS[name].data if not (DATA / folder).is_dir()]
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS))
-    options = parser.parse_args()
-    current = {"setting": asdict(SIZES), "base": BASE}
-    finished = {(each["task"], each["rate"], each["replay"]) for each in done() if current.items() <= each.items()}
-    for name in options.tasks:
-        remaining = [each for each in trials_of(name) if (name, *each) not in finished]
-        if absent := missing(name):
-            print(f"{name} is left out: there is no {' and no '.join(map(str, absent))}.", flush=True)
-        elif remaining:
-            run_all(name, remaining)
-
-
-def run_all(name: str, remaining: Sequence[tuple[float, bool]]) -> None:
-    """Run a task's trials, and store each."""
-    rows = WORK / name
-    rows.mkdir(parents=True, exist_ok=True)
-    TASKS[name].write(rows)
-    for rate, replay in remaining:
-        found = trial(name, rate, replay, rows)
-        add_trial(RESULTS, found)
-        print(f"{name}, {rate:.0e}{', replay' if replay else ''}: done", flush=True)
-        write_report(done())
+    for name in parser.parse_args().tasks:
+        if missing := absent(DATA / folder for folder in TASKS[name].data):
+            print(f"{name} is left out: {missing}", flush=True)
+            continue
+        wanted = [{"task": name, "rate": rate, "replay": replay} for rate, replay in trials_of(name)]
+        run_trials(RESULTS, {"setting": asdict(SIZES), "base": BASE}, wanted, trial, lambda: write_report(done()))
 
 
 def write_report(trials: Sequence[Trial]) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tunesmith.checks.groups import NEGATIVE, POSITIVE
+from tunesmith.checks.near_runs import PIECE
 from tunesmith.checks.result import Mark
 from tunesmith.checks.sketch import hash_of
 from tunesmith.checks.table_check import TableCheck
@@ -26,6 +27,9 @@ LABELS = 200
 """Labels, the most frequent ones, whose associations are looked at."""
 
 Flags = NDArray[np.bool_]
+
+Other = tuple[str, bool]
+"""What a group may be associated with: a label or a tone, and whether it is a label."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +71,7 @@ def representation(table: "Table") -> dict[str, dict[str, int]]:
     column = table.column("groups")
     found: dict[str, dict[str, int]] = {}
     for bit, (dimension, group) in enumerate(table.groups):
-        count = int(np.count_nonzero(column & np.uint64(1 << bit)))
+        count = _count(column, bit)
         if count:
             found.setdefault(dimension, {})[group] = count
     return {each: dict(sorted(counts.items(), key=lambda item: -item[1])) for each, counts in found.items()}
@@ -105,50 +109,93 @@ def to_dicts(found: list[GroupAssociation]) -> list[dict[str, Any]]:
 
 def _all(table: "Table") -> Iterator[GroupAssociation | None]:
     """Of every group with everything; None for those that go together no more often than by chance."""
-    column = table.column("groups")
+    dimensions = _dimensions(table)
     others = _others(table)
-    dimensions: dict[str, dict[str, Flags]] = {}
-    for bit, (dimension, group) in enumerate(table.groups):
-        flags = (column & np.uint64(1 << bit)) != 0
-        if np.count_nonzero(flags) >= FEWEST:
-            dimensions.setdefault(dimension, {})[group] = flags
-    for dimension, groups in dimensions.items():
-        compared = np.logical_or.reduce([*groups.values()]) if len(groups) > 1 else np.ones(len(column), bool)
-        rows = int(np.count_nonzero(compared))
-        for group, flags in groups.items():
-            first = int(np.count_nonzero(flags))
+    counts = _counts(table, dimensions, others)
+    for dimension, bits in dimensions.items():
+        rows, seconds = counts[dimension, None]
+        for bit in bits:
+            first, both_of = counts[dimension, bit]
             if first == rows:
                 continue
-            for (other, is_label), has in others.items():
-                second = int(np.count_nonzero(has & compared))
+            for (other, is_label), second, both in zip(others, seconds, both_of, strict=True):
                 if 0 < second < rows:
-                    both = int(np.count_nonzero(has & flags))
                     if both * rows <= first * second:
                         yield None
                         continue
                     found = associated(both, first, second, rows)
-                    yield GroupAssociation(dimension, group, other, is_label, rows, found)
+                    yield GroupAssociation(dimension, table.groups[bit][1], other, is_label, rows, found)
 
 
-def _others(table: "Table") -> Mapping[tuple[str, bool], Flags]:
-    """What groups may be associated with: (name, whether it is a label) → rows that have it."""
-    sentiment, labels = table.column("sentiment"), table.column("label")
-    found = {
-        ("words of praise", False): (sentiment & POSITIVE) != 0,
-        ("words of blame", False): (sentiment & NEGATIVE) != 0,
+def _dimensions(table: "Table") -> dict[str, list[int]]:
+    """The bits of the groups that are named often enough, by dimension."""
+    column = table.column("groups")
+    found: dict[str, list[int]] = {}
+    for bit, (dimension, _) in enumerate(table.groups):
+        if _count(column, bit) >= FEWEST:
+            found.setdefault(dimension, []).append(bit)
+    return found
+
+
+def _counts(
+    table: "Table", dimensions: Mapping[str, list[int]], others: Mapping[Other, np.uint64]
+) -> dict[tuple[str, int | None], tuple[int, list[int]]]:
+    """Rows with each group, and of these those with each of the others; under None, of all that a dimension's groups
+    are compared with: the rows that name one of them; all rows, if there is only one."""
+    masks: dict[tuple[str, int | None], int] = {}
+    for dimension, bits in dimensions.items():
+        masks |= {(dimension, bit): 1 << bit for bit in bits}
+        masks[dimension, None] = sum(1 << bit for bit in bits) if len(bits) > 1 else 0
+    counts = {key: np.zeros(1 + len(others), np.int64) for key in masks}
+    groups, sentiment, labels = (table.column(name) for name in ("groups", "sentiment", "label"))
+    for start in range(0, len(groups), PIECE):
+        piece = slice(start, start + PIECE)
+        every = np.ones((1 + len(others), len(groups[piece])), np.bool_)
+        for number, other in enumerate(others.items(), 1):
+            every[number] = _is(other, sentiment[piece], labels[piece])
+        for key, mask in masks.items():
+            named = (groups[piece] & np.uint64(mask)) != 0 if mask else np.ones(every.shape[1], np.bool_)
+            counts[key] += np.count_nonzero(every[:, named], axis=1)
+    return {key: (int(found[0]), found[1:].tolist()) for key, found in counts.items()}
+
+
+def _count(groups: NDArray[np.uint64], bit: int) -> int:
+    """Rows that name a group."""
+    pieces = (groups[start : start + PIECE] for start in range(0, len(groups), PIECE))
+    return sum(int(np.count_nonzero(_has(piece, bit))) for piece in pieces)
+
+
+def _has(groups: NDArray[np.uint64], bit: int) -> Flags:
+    found: Flags = (groups & np.uint64(1 << bit)) != 0
+    return found
+
+
+def _others(table: "Table") -> dict[Other, np.uint64]:
+    """What groups may be associated with, each with its bit or hash in the column."""
+    found: dict[Other, np.uint64] = {
+        ("words of praise", False): np.uint64(POSITIVE),
+        ("words of blame", False): np.uint64(NEGATIVE),
     }
     for name, _ in table.labels.most_common(LABELS):
-        found[name, True] = labels == np.uint64(hash_of(name))
+        found[name, True] = np.uint64(hash_of(name))
+    return found
+
+
+def _is(other: tuple[Other, np.uint64], sentiment: NDArray[np.uint8], labels: NDArray[np.uint64]) -> Flags:
+    """The rows that have it."""
+    (_, is_label), value = other
+    found: Flags = labels == value if is_label else (sentiment & np.uint8(value)) != 0
     return found
 
 
 def _find(table: "Table") -> Iterator[Mark]:
-    column = table.column("groups")
+    groups, sentiment, labels = (table.column(name) for name in ("groups", "sentiment", "label"))
     others = _others(table)
     marked: dict[int, str] = {}
     for each in associations(table):
         bit = table.groups.index((each.dimension, each.group))
-        both = ((column & np.uint64(1 << bit)) != 0) & others[each.other, each.is_label]
+        other = (each.other, each.is_label)
+        both = _has(groups, bit) & _is((other, others[other]), sentiment, labels)
         for index in np.flatnonzero(both):
             marked.setdefault(int(index), str(each))
     for row in sorted(marked):

@@ -27,50 +27,75 @@ def _contradictions(table: Table) -> Iterator[Mark]:
 
 
 def _outputs(table: Table) -> NDArray[np.uint64]:
-    return table.column("answer") ^ (table.column("label") * _FACTOR)
+    found = table.column("label")
+    found *= _FACTOR
+    found ^= table.column("answer")
+    return found
 
 
 def _inputs(table: Table) -> NDArray[np.uint64]:
     """0 where there is no input, or answers are compared: one prompt then has many."""
-    return np.where(table.column("others") == 0, table.column("prompt"), np.uint64(0))
+    found = table.column("prompt")
+    found[table.column("others") != 0] = 0
+    return found
 
 
 def _same_input(table: Table) -> Iterator[Pair]:
-    outputs, has_label = _outputs(table), table.column("label") != 0
     rows, firsts = repeats(_inputs(table))
-    for row, first in zip(rows.tolist(), firsts.tolist(), strict=True):
-        if outputs[row] != outputs[first]:
-            yield row, first, f"another {'label' if has_label[row] else 'answer'} to the same input as"
+    outputs = _outputs(table)
+    differ = outputs[rows] != outputs[firsts]
+    del outputs
+    rows, firsts = rows[differ], firsts[differ]
+    has_label = table.column("label")[rows] != 0
+    for row, first, labeled in zip(rows.tolist(), firsts.tolist(), has_label.tolist(), strict=True):
+        yield row, first, f"another {'label' if labeled else 'answer'} to the same input as"
 
 
 def _near_input(table: Table) -> Iterator[Pair]:
     """Inputs with other numbers are other questions, however similar they are."""
-    outputs, numbers, label = _outputs(table), table.column("numbers"), table.column("label")
-    compares = _inputs(table) != 0
-    for view, skip in (("prompt", ~compares), ("text", ~compares | (label == 0))):
+    for view in ("prompt", "text"):
+        skip = _inputs(table) == 0
+        if view == "text":
+            skip |= table.column("label") == 0
         if skip.all():
             continue
-        skip[repeats(np.where(skip, np.uint64(0), table.column("whole")))[0]] = True
+        whole = table.column("whole")
+        whole[skip] = 0
+        skip[repeats(whole)[0]] = True
+        del whole
         pairs = similar_rows(table.sets(view), skip=skip)
-        for row, other, similarity in zip(
-            pairs.rows.tolist(), pairs.others.tolist(), pairs.similarities.tolist(), strict=True
+        differ = np.ones(len(pairs.rows), np.bool_)
+        for column, is_same in ((_outputs(table), False), (table.column("numbers"), True)):
+            differ &= (column[pairs.rows] == column[pairs.others]) == is_same
+        rows, others, similarities = pairs.rows[differ], pairs.others[differ], pairs.similarities[differ]
+        has_label = table.column("label")[rows] != 0
+        for row, other, similarity, labeled in zip(
+            *map(np.ndarray.tolist, (rows, others, similarities, has_label)), strict=True
         ):
-            if outputs[row] != outputs[other] and numbers[row] == numbers[other]:
-                kind = "label" if label[row] else "answer"
-                yield row, other, f"another {kind} to an input that is {similarity:.0%} the same as"
+            kind = "label" if labeled else "answer"
+            yield row, other, f"another {kind} to an input that is {similarity:.0%} the same as"
 
 
 def _reversed(table: Table) -> Iterator[Pair]:
     """Preferences the other way round."""
-    prompt, answer, others = (table.column(name) for name in ("prompt", "answer", "others"))
-    compares = others != 0
-    forward = np.where(compares, (prompt * _FACTOR ^ answer) * _FACTOR ^ others, np.uint64(0))
-    backward = np.where(compares, (prompt * _FACTOR ^ others) * _FACTOR ^ answer, np.uint64(0))
-    first = {int(forward[row]): row for row in np.flatnonzero(np.isin(forward, backward) & compares)[::-1].tolist()}
-    for row in np.flatnonzero(np.isin(backward, forward) & compares).tolist():
-        earlier = first.get(int(backward[row]))
+    rows = np.flatnonzero(table.column("others"))
+    if not len(rows):
+        return
+    forward, backward = (_ordered(table, rows, *names) for names in (("answer", "others"), ("others", "answer")))
+    first = {int(forward[at]): int(rows[at]) for at in np.flatnonzero(np.isin(forward, backward))[::-1]}
+    for at in np.flatnonzero(np.isin(backward, forward)):
+        row, earlier = int(rows[at]), first.get(int(backward[at]))
         if earlier is not None and earlier < row:
             yield row, earlier, "the opposite preference of"
+
+
+def _ordered(table: Table, rows: NDArray[np.int64], *names: str) -> NDArray[np.uint64]:
+    """A hash of the prompt and these columns, of some rows."""
+    found = table.column("prompt")[rows]
+    for name in names:
+        found *= _FACTOR
+        found ^= table.column(name)[rows]
+    return found
 
 
 CONTRADICTIONS = TableCheck(

@@ -22,6 +22,7 @@ from tunesmith.checks.inputs import Input, Task, tasks
 from tunesmith.checks.language import languages
 from tunesmith.checks.models import Models
 from tunesmith.checks.result import CheckResult, DataChecks, line_of, read_result, write_result
+from tunesmith.checks.row_traits import marked
 from tunesmith.checks.scan import Part, Scanner, part_of, start
 from tunesmith.checks.shingles import kinds
 from tunesmith.checks.subject import OF_RECIPES, Subject, of_files, of_recipe
@@ -155,7 +156,7 @@ class _Run:
         views = tuple(sorted({view for check in self._checks if isinstance(check, TableCheck) for view in check.views}))
         row_checks = [check for check in self._checks if isinstance(check, RowCheck)]
         scanner = Scanner(row_checks, views, self._lexicon, renders=self._subject.renders)
-        kinds()  # before workers are forked
+        kinds(), marked()  # before workers are forked
         with Appended(table.directory) as out:
             left = _left(others, table.parts)
             self._add(table, out, replace(scanner, keeps_runs=True), left, "MB compared with", others)

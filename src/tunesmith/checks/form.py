@@ -43,8 +43,9 @@ EMPTY = RowCheck(
 def _outliers(table: Table) -> Iterator[Mark]:
     if table.records < ENOUGH:
         return
-    lengths = table.column("prompt_length").astype(np.int64) + table.column("answer_length")
-    logs = np.log1p(lengths)
+    lengths = table.column("prompt_length")
+    lengths += table.column("answer_length")  # a row has less than 4 GB
+    logs = np.log1p(lengths, dtype=np.float64)
     low, middle, high = np.quantile(logs, (0.25, 0.5, 0.75)).tolist()
     margin = FENCE * max(high - low, 0.1)  # sets whose rows are nearly all of one length have no outliers at ± 30 %
     median = np.expm1(middle)

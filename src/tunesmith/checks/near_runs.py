@@ -26,6 +26,9 @@ ROOM = 1 << 16
 PIECE = 1 << 16
 """Rows whose bands are read at once."""
 
+SLICE = 1 << 14
+"""Rows, in runs, that are compared before the memory of what was read is given back: each may touch a page."""
+
 _HALF, _LOW = np.uint64(32), np.uint64(0xFFFFFFFF)
 """Two numbers of 32 bits are packed into one of 64, which sorts faster than two columns."""
 
@@ -77,20 +80,21 @@ def similar_rows(sets: Sets, least: float = SIMILAR, skip: NDArray[np.bool_] | N
         skip: (rows,): rows that are not compared.
         given: if not 0, the rows from this one on are compared only with those before it, and with all of them.
     """
-    starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(sets.counts[:-1], dtype=np.int64)])
+    starts = np.empty(len(sets.counts) + 1, np.int64)
+    starts[0] = 0
+    np.cumsum(sets.counts, dtype=np.int64, out=starts[1:])
     compared = sets.counts > 0
     if skip is not None:
         compared &= ~skip
-    rows = np.flatnonzero(compared).astype(np.uint32)
+    find = _by_kernel if native.library() is not None else by_definition
     packed, similarities = np.empty(0, np.uint64), np.empty(0)
     for band in range(BANDS):
-        keys, order = _runs(sets.bands, band, rows)
-        find = _by_kernel if native.library() is not None else by_definition
-        for found in find(keys, order, sets, starts, least, given):
-            pairs = (found[0].astype(np.uint64) << _HALF) | found[1].astype(np.uint64)
-            packed, first = np.unique(np.concatenate([packed, pairs]), return_index=True)
-            similarities = np.concatenate([similarities, found[2]])[first]
-        sets.forget()
+        for keys, order in _slices(*_runs(sets, band, compared)):
+            for found in find(keys, order, sets, starts, least, given):
+                pairs = (found[0].astype(np.uint64) << _HALF) | found[1].astype(np.uint64)
+                packed, first = np.unique(np.concatenate([packed, pairs]), return_index=True)
+                similarities = np.concatenate([similarities, found[2]])[first]
+            sets.forget()
     return Pairs((packed >> _HALF).astype(np.int64), (packed & _LOW).astype(np.int64), similarities)
 
 
@@ -116,21 +120,38 @@ def representatives(pairs: Pairs) -> Iterator[tuple[int, int, float]]:
             yield row, -best[1], float(best[0])
 
 
-def _runs(
-    bands: NDArray[np.uint32], band: int, rows: NDArray[np.uint32]
-) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
+def _runs(sets: Sets, band: int, compared: NDArray[np.bool_]) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
     """The keys and rows that share a band with another row, sorted by both."""
-    packed = np.empty(len(rows), np.uint64)
-    for start in range(0, len(rows), PIECE):
-        piece = rows[start : start + PIECE]
-        packed[start : start + PIECE] = (bands[piece, band].astype(np.uint64) << _HALF) | piece
+    packed = np.empty(int(np.count_nonzero(compared)), np.uint64)
+    count = 0
+    for start in range(0, len(compared), PIECE):
+        rows = np.flatnonzero(compared[start : start + PIECE]) + start
+        packed[count : count + len(rows)] = (sets.bands[rows, band].astype(np.uint64) << _HALF) | rows.astype(np.uint64)
+        count += len(rows)
+        sets.forget()
     packed.sort()
-    keys = (packed >> _HALF).astype(np.uint32)
-    is_next = keys[1:] == keys[:-1]
-    shared = np.zeros(len(keys), bool)
-    shared[1:] |= is_next
-    shared[:-1] |= is_next
-    return keys[shared], (packed[shared] & _LOW).astype(np.int64)
+    shared = [np.empty(0, np.uint64)]
+    for start in range(0, count, PIECE):  # with one row on each side
+        piece = packed[max(0, start - 1) : start + PIECE + 1]
+        is_next = piece[1:] >> _HALF == piece[:-1] >> _HALF
+        is_shared = np.zeros(len(piece), np.bool_)
+        is_shared[1:] |= is_next
+        is_shared[:-1] |= is_next
+        own = slice(min(start, 1), min(start, 1) + PIECE)
+        shared.append(piece[own][is_shared[own]])
+    found = np.concatenate(shared)
+    return (found >> _HALF).astype(np.uint32), (found & _LOW).astype(np.int64)
+
+
+def _slices(
+    keys: NDArray[np.uint32], order: NDArray[np.int64]
+) -> Iterator[tuple[NDArray[np.uint32], NDArray[np.int64]]]:
+    """Some whole runs at a time: the parts of files that they read are in memory together."""
+    start = 0
+    while start < len(keys):
+        end = int(np.searchsorted(keys, keys[min(start + SLICE, len(keys)) - 1], "right"))
+        yield keys[start:end], order[start:end]
+        start = end
 
 
 Found = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tunesmith.checks.near_runs import Pairs, representatives, similar_rows
+from tunesmith.checks.near_runs import PIECE, Pairs, representatives, similar_rows
 from tunesmith.checks.result import Mark
 from tunesmith.checks.sketch import hash_of
 from tunesmith.checks.table import Table
@@ -28,7 +28,8 @@ def repeats(hashes: NDArray[np.uint64]) -> tuple[NDArray[np.int64], NDArray[np.i
     Args:
         hashes: (rows,); 0 stands for nothing to compare.
     """
-    order = np.argsort(hashes, kind="stable")
+    which = _with_a_hash_that_repeats(hashes)
+    order = which[np.argsort(hashes[which], kind="stable")]
     in_order = hashes[order]
     is_first = np.ones(len(order), bool)
     is_first[1:] = in_order[1:] != in_order[:-1]
@@ -39,6 +40,19 @@ def repeats(hashes: NDArray[np.uint64]) -> tuple[NDArray[np.int64], NDArray[np.i
     return rows[by_row], firsts[by_row]
 
 
+def _with_a_hash_that_repeats(hashes: NDArray[np.uint64]) -> NDArray[np.int64]:
+    """The rows whose hash another row has: few of most sets, so that little more than the hashes is in memory."""
+    in_order = np.sort(hashes)
+    known = np.unique(in_order[1:][in_order[1:] == in_order[:-1]])
+    del in_order
+    found = [np.empty(0, np.int64)]
+    for start in range(0, len(hashes) if len(known) else 0, PIECE):
+        piece = hashes[start : start + PIECE]
+        places = np.minimum(np.searchsorted(known, piece), len(known) - 1)
+        found.append(np.flatnonzero((known[places] == piece) & (piece != 0)) + start)
+    return np.concatenate(found)
+
+
 def _exact(table: Table) -> Iterator[Mark]:
     for row, first in zip(*repeats(table.column("whole")), strict=True):
         source = table.source(first)
@@ -47,10 +61,10 @@ def _exact(table: Table) -> Iterator[Mark]:
 
 def _near(table: Table) -> Iterator[Mark]:
     """The label counts too: texts that are nearly the same and have other labels are contradictions."""
-    labels = table.column("label")
     skip = np.zeros(table.records, bool)
     skip[repeats(table.column("whole"))[0]] = True
     pairs = similar_rows(table.sets("text"), skip=skip)
+    labels = table.column("label")
     same = labels[pairs.rows] == labels[pairs.others]
     kept = Pairs(pairs.rows[same], pairs.others[same], pairs.similarities[same])
     for row, other, similarity in representatives(kept):
@@ -59,8 +73,11 @@ def _near(table: Table) -> Iterator[Mark]:
 
 
 def _answers(table: Table) -> Iterator[Mark]:
-    answers, whole = table.column("answer"), table.column("whole")
-    rows, firsts = repeats(np.where(table.column("answer_length") >= LONG_ANSWER, answers, np.uint64(0)))
+    answers = table.column("answer")
+    answers[table.column("answer_length") < LONG_ANSWER] = 0
+    rows, firsts = repeats(answers)
+    del answers
+    whole = table.column("whole")
     _, which, times = np.unique(firsts, return_inverse=True, return_counts=True)
     for row, first, count in zip(rows, firsts, times[which] + 1 if len(rows) else (), strict=True):
         if count >= TIMES and whole[row] != whole[first]:

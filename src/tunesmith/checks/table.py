@@ -20,6 +20,9 @@ from tunesmith.checks.sketch import COLUMNS
 from tunesmith.data.example import Source
 from tunesmith.run import Events
 
+DIFFERENT = 50_000
+"""Different labels, and openings of answers, that are counted."""
+
 
 @dataclass
 class Table:
@@ -149,8 +152,12 @@ class Table:
         self.records += entry["records"]
         self.tokens += entry["tokens"]
         self.loss_tokens += entry["loss_tokens"]
-        for name in ("counts", "labels", "openings"):
-            getattr(self, name).update(entry[name])
+        self.counts.update(entry["counts"])
+        for name in ("labels", "openings"):
+            known: Counter[str] = getattr(self, name)
+            known.update(entry[name])
+            if len(known) > DIFFERENT:  # those that are frequent in the set are so in its parts
+                setattr(self, name, Counter(dict(known.most_common(DIFFERENT // 2))))
 
     def _mapped(self, name: str) -> NDArray[np.uint32]:
         path = self.directory / f"{name}.bin"
