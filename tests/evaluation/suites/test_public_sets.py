@@ -20,8 +20,15 @@ from tunesmith.evaluation.compare import evaluate
 from tunesmith.evaluation.raw_text import RawText
 from tunesmith.evaluation.subjects import SubjectName, open_subject
 from tunesmith.evaluation.suite import open_suites
+from tunesmith.evaluation.suites.bias import Pair, read_pairs
 from tunesmith.evaluation.suites.humaneval import pass_at_k
-from tunesmith.evaluation.suites.multiple_choice import read_questions
+from tunesmith.evaluation.suites.multiple_choice import (
+    Question,
+    continuations,
+    introduction,
+    read_questions,
+    rendered,
+)
 from tunesmith.inference.engine import Engine
 from tunesmith.inference.sampling import Sampling
 
@@ -113,6 +120,35 @@ def test_choices_answer_a_chat_where_the_model_has_a_template(scored: str, tiny_
         logs = [log_probability(model, chat, choice) for choice in choices]
         right.append(logs.index(max(logs)) == row["answer"])
     assert found["accuracy"] == sum(right) / 4
+
+
+def test_a_question_is_worded_by_what_is_scored_after_it() -> None:
+    question = Question(" Which is hot? ", ("ice", "fire"), 1, "row 1", "high_school_physics")
+    assert introduction(question, "texts") == ""
+    assert rendered(question, "texts") == "Question:  Which is hot? \nAnswer:"
+    assert continuations(question, "texts") == [" ice", " fire"]
+    about = "The following are multiple choice questions (with answers) about high school physics.\n\n"
+    assert introduction(question, "letters") == about
+    assert rendered(question, "letters") == "Which is hot?\nA. ice\nB. fire\nAnswer:"
+    assert continuations(question, "letters") == [" A", " B"]
+
+
+def test_pairs_of_sentences_are_read_as_crows_pairs_are_published(here: Path) -> None:
+    file = here / "pairs.csv"
+    file.write_text(
+        ",sent_more,sent_less,stereo_antistereo,bias_type\n"
+        '0,"They are old, and slow.","They are young, and slow.",stereo,age\n'
+        "1,More,Less,antistereo,gender\n",
+        encoding="utf-8",
+    )
+    assert read_pairs(file) == [
+        Pair("They are old, and slow.", "They are young, and slow.", "age", "pairs.csv row 1"),
+        Pair("More", "Less", "gender", "pairs.csv row 2"),
+    ]
+    for text in ("", "sent_more,sent_less\na,b\n"):
+        file.write_text(text, encoding="utf-8")
+        with pytest.raises(UserError, match="is not a file of CrowS-Pairs: its columns are sent_more, sent_less"):
+            read_pairs(file)
 
 
 def test_choices_are_scored_once_and_come_from_the_cache_again(
