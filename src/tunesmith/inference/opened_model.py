@@ -21,19 +21,8 @@ REFUSALS: dict[Command, str] = {
 
 
 class OpenedModel:
-    """A model whose weights are loaded at the first call that needs them, and stay.
-
-    Args:
-        name: as in `load`.
-        device: as in `load`.
-        precision: as in `load`.
-        weights: as in `load`.
-        concurrent: as in `load`.
-        cache: as in `load`.
-
-    Raises:
-        UserError: as `load` raises.
-    """
+    """A model whose weights are loaded at the first call that needs them, and stay. Its arguments are those of `load`,
+    which explains them."""
 
     def __init__(
         self,

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import combinations
 from typing import Any, Literal
 
 import numpy as np
@@ -119,23 +118,33 @@ def calibration(confidence: NDArray[np.float64], correct: NDArray[np.bool_]) -> 
 def pair_calibration_error(predictions: Predictions) -> Figure:
     """`calibration_error` of σ(rᵢ − rⱼ) as the probability that completion i of a row is better than j (Bradley & Terry
     1952), over each row's pairs without ties."""
-    row_of, gaps, bins = [], [], []
-    for row, (outputs, targets) in enumerate(zip(predictions.outputs, predictions.targets, strict=True)):
-        rewards, scores = outputs[:, 0].astype(np.float64), targets[:, 0]
-        for i, j in combinations(range(len(scores)), 2):
-            if scores[i] != scores[j]:
-                confidence = 1 / (1 + np.exp(-abs(rewards[i] - rewards[j])))
-                right = 0.5 if rewards[i] == rewards[j] else (rewards[i] > rewards[j]) == (scores[i] > scores[j])
-                row_of.append(row)
-                gaps.append(confidence - right)
-                bins.append(min(int(confidence * BINS), BINS - 1))
-    all_gaps = np.array(gaps)
+    counts = np.array([len(targets) for targets in predictions.targets])
+    parts = [_pair_gaps(predictions, np.flatnonzero(counts == count)) for count in np.unique(counts)]
+    row_of, confidence, gaps = (np.concatenate(each) for each in zip(*parts, strict=True))
+    bins = np.minimum((confidence * BINS).astype(np.int64), BINS - 1)
 
     def value(rows: Rows) -> float:
-        weights = np.bincount(rows, minlength=len(predictions.outputs))[row_of]
-        return float(np.abs(np.bincount(bins, weights * all_gaps)).sum() / weights.sum()) if weights.any() else 0.0
+        weights = np.bincount(rows, minlength=len(counts))[row_of]
+        return float(np.abs(np.bincount(bins, weights * gaps)).sum() / weights.sum()) if weights.any() else 0.0
 
     return value
+
+
+def _pair_gaps(predictions: Predictions, rows: Rows) -> tuple[Rows, NDArray[np.float64], NDArray[np.float64]]:
+    """The pairs without ties of rows (rows,) that have the same number of completions.
+
+    Returns:
+        (pairs,) each: its row, the probability that the one with the higher reward is the better one, and by how much
+        that is above whether it is. Equal rewards are half right.
+    """
+    rewards = np.stack([predictions.outputs[row][:, 0] for row in rows]).astype(np.float64)
+    scores = np.stack([predictions.targets[row][:, 0] for row in rows])
+    i, j = np.triu_indices(rewards.shape[1], 1)
+    ahead, better = rewards[:, i] - rewards[:, j], scores[:, i] - scores[:, j]
+    confidence = 1 / (1 + np.exp(-np.abs(ahead)))
+    right = np.where(ahead == 0, 0.5, (ahead > 0) == (better > 0))
+    at = better != 0
+    return np.broadcast_to(rows[:, None], at.shape)[at], confidence[at], (confidence - right)[at]
 
 
 def _labels(predictions: Predictions) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
