@@ -68,7 +68,7 @@ def scores_of(model: Any) -> Tensor:
 
 def drawn_by_hand(scores: Tensor, prompt: Sequence[int], sampling: Sampling) -> list[int]:
     """The ids that follow, by the papers' formulas, sampled with PyTorch's generator."""
-    torch.manual_seed(sampling.seed)
+    generator = torch.Generator().manual_seed(sampling.seed)
     ids = list(prompt)
     for _ in range(sampling.max_new_tokens):
         row = scores[ids[-1]].clone()
@@ -82,5 +82,12 @@ def drawn_by_hand(scores: Tensor, prompt: Sequence[int], sampling: Sampling) -> 
         order = probabilities.argsort(descending=True)
         before = probabilities[order].cumsum(0) - probabilities[order]
         probabilities[order[before >= sampling.top_p]] = 0.0  # Holtzman et al. 2020: the fewest that reach top_p
-        ids.append(int(torch.multinomial(probabilities[None] / probabilities.sum(), 1)))
+        ids.append(first_beyond(probabilities, generator))
     return ids[len(prompt) :]
+
+
+def first_beyond(probabilities: Tensor, generator: torch.Generator) -> int:
+    """The first token at which the sum of the probabilities (vocabulary,) exceeds a random share of it."""
+    sums = probabilities.double().cumsum(0)
+    share = torch.rand((), dtype=torch.float64, generator=generator)
+    return int((sums <= share * sums[-1]).sum())

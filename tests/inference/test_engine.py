@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from bigram import first_beyond
 from combinations import few
 from engines import (
     CACHE,
@@ -30,6 +31,14 @@ from engines import (
 )
 from families import DECODERS, ENCODER_DECODERS, SORTED_EXPERTS
 from peft import LoraConfig, get_peft_model
+from transformers import (
+    LogitsProcessorList,
+    MinPLogitsWarper,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 
 from tunesmith.errors import UserError
 from tunesmith.inference.adapters import AdapterShelf, is_shareable
@@ -101,26 +110,23 @@ def test_greedy_answers_are_the_models_own(family: str) -> None:
         pytest.param(Sampling(12, repetition_penalty=1.7), id="greedy with a repetition penalty"),
     ],
 )
-def test_one_prompt_is_sampled_as_transformers_samples_it(family: str, sampling: Sampling) -> None:
+def test_one_prompt_is_sampled_from_transformers_probabilities(family: str, sampling: Sampling) -> None:
     model = random_model(family, initializer_range=0.006)
     (prompt,) = prompts_of(9)
     request = Request(prompt, sampling)
     answered(Engine(paged(model), cache_bytes=CACHE), [request])
-    torch.manual_seed(sampling.seed)
-    samples = {"temperature": sampling.temperature, "top_k": sampling.top_k, "top_p": sampling.top_p}
-    samples |= {"min_p": sampling.min_p or None}
-    out = model.generate(
-        input_ids=torch.tensor([prompt]),
-        attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
-        do_sample=sampling.temperature > 0,
-        max_new_tokens=12,
-        repetition_penalty=sampling.repetition_penalty,
-        pad_token_id=0,
-        **(samples if sampling.temperature else {}),
-    )
-    assert request.tokens == out[0, len(prompt) :].tolist()
-    scores = own_scores(model, prompt, request.tokens)
-    own = scores[torch.arange(12), torch.tensor(request.tokens)]
+    logits = model(input_ids=torch.tensor([[*prompt, *request.tokens]])).logits[0, len(prompt) - 1 : -1].float()
+    processors = LogitsProcessorList([RepetitionPenaltyLogitsProcessor(sampling.repetition_penalty)])
+    if sampling.temperature:
+        processors += [TemperatureLogitsWarper(sampling.temperature)]
+        processors += [TopKLogitsWarper(sampling.top_k)] if sampling.top_k else []
+        processors += [TopPLogitsWarper(sampling.top_p), MinPLogitsWarper(sampling.min_p)]
+    generator = torch.Generator().manual_seed(sampling.seed)
+    for place, token in enumerate(request.tokens):
+        before = torch.tensor([[*prompt, *request.tokens[:place]]])
+        row = processors(before, logits[place][None].clone())[0]
+        assert token == (first_beyond(torch.softmax(row, -1), generator) if sampling.temperature else int(row.argmax()))
+    own = torch.log_softmax(logits, -1)[torch.arange(12), torch.tensor(request.tokens)]
     torch.testing.assert_close(torch.tensor(request.log_probabilities), own, rtol=1e-5, atol=1e-5)
 
 

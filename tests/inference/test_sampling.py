@@ -14,7 +14,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from tunesmith.inference.sampling import FEW, Sampling, adjusted, chosen, cut, random_stream
+from tunesmith.inference.sampling import Sampling, adjusted, chosen, cut, drawn, random_stream
 
 some = settings(max_examples=60)
 VOCABULARY = 40
@@ -80,7 +80,7 @@ def test_top_k_keeps_transformers_tokens(seed: int, top_k: int) -> None:
 
 
 @some
-@given(seed=seeds, top_p=st.floats(0.01, 0.999), count=st.sampled_from([VOCABULARY, FEW + 500, 2 * FEW]))
+@given(seed=seeds, top_p=st.floats(0.01, 0.999), count=st.sampled_from([VOCABULARY, 1500, 2048]))
 def test_top_p_keeps_transformers_tokens(seed: int, top_p: float, count: int) -> None:
     logits = random_logits(seed, count) / 3
     probabilities = torch.softmax(logits, -1).sort(descending=True).values
@@ -90,9 +90,9 @@ def test_top_p_keeps_transformers_tokens(seed: int, top_p: float, count: int) ->
 
 
 def test_top_p_of_a_flat_distribution_looks_at_the_whole_vocabulary() -> None:
-    logits = 1e-3 * random_logits(0, 4 * FEW)
+    logits = 1e-3 * random_logits(0, 4096)
     kept = int(torch.isfinite(cut(logits, Sampling(top_p=0.9))).sum())
-    assert kept == pytest.approx(0.9 * 4 * FEW, rel=0.01)
+    assert kept == pytest.approx(0.9 * 4096, rel=0.01)
 
 
 @some
@@ -116,9 +116,36 @@ def test_a_token_is_drawn_from_what_is_left_with_its_own_random_numbers(
         scores = processed(TopKLogitsWarper(top_k), scores)
     if min_p:
         scores = processed(MinPLogitsWarper(min_p), scores)
-    torch.manual_seed(seed)
-    expected = int(torch.multinomial(torch.softmax(scores[None], -1), 1))
+    number = torch.rand((), dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    sums = torch.softmax(scores.double(), -1).cumsum(0)
+    assume(float((sums - number).abs().min()) > 1e-6)  # where rounding decides, both are right
+    expected = int((sums <= number).sum())
     assert chosen(logits, sampling, [1], [], random_stream(seed, 0)) == expected
+
+
+@pytest.mark.parametrize("count", [1, 257, 1000])
+def test_tokens_are_drawn_as_often_as_they_are_likely(count: int) -> None:
+    """And never those without a probability, wherever blocks of the vocabulary end."""
+    scores = random_logits(count, count)
+    scores[1::3] = float("-inf")
+    generator = torch.Generator().manual_seed(0)
+    draws = 1500
+    found = torch.bincount(torch.tensor([drawn(scores, generator) for _ in range(draws)]), minlength=count).double()
+    expected = draws * torch.softmax(scores.double(), -1)
+    assert not found[expected == 0].any()
+    often = expected > 5
+    deviations = (found - expected)[often] / expected[often].sqrt()
+    assert float(deviations.square().sum()) < int(often.sum()) + 5 * (2 * int(often.sum())) ** 0.5
+
+
+@pytest.mark.parametrize("number", [0.0, 1 - 2**-53])
+def test_the_smallest_and_largest_random_numbers_draw_tokens_with_a_probability(
+    number: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores = random_logits(0, 1000)
+    scores[:300] = scores[-300:] = float("-inf")
+    monkeypatch.setattr(torch, "rand", lambda *_, **__: torch.tensor(number, dtype=torch.float64))
+    assert drawn(scores, torch.Generator()) == (300 if number == 0 else 699)
 
 
 @some

@@ -125,6 +125,7 @@ def test_all_commands_of_a_page_parse(page: Path) -> None:
         ("bases", "demo_quality"),
         ("generation", "generation_speed"),
         ("generation", "draft_speed"),
+        ("generation", "sampling_speed"),
         ("generation", "cache_quality"),
         ("exporting", "parity_noise"),
         ("exporting", "same_answers"),

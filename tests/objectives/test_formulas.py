@@ -146,6 +146,7 @@ ROLLOUTS: dict[str, Any] = {
     "passes": 1,
     "minibatches": 1,
     "max_kl": None,
+    "sampler": None,
 }
 """Of all objectives that learn from their own samples."""
 

@@ -67,7 +67,8 @@ def test_a_run_warns_with_samples_and_predicts_groups_without_a_difference(tmp_p
 
 
 def test_predicted_shares_of_groups_are_in_the_step_if_answers_succeed_or_fail(tmp_path: Any) -> None:
-    loop, events = rollouts_over(tmp_path, reward=lambda text: float(ord((text or "?")[0]) % 2), steps=1, rate=0.0)
+    first_is_odd = {"reward": lambda text: float(ord((text or "?")[0]) % 2), "prompts": 4}
+    loop, events = rollouts_over(tmp_path, steps=1, rate=0.0, **first_is_odd)
     loop.step()
     step = events[-1]
     assert step["dead_groups/4"] == step["dead_groups"]

@@ -1,5 +1,6 @@
 """How the next token is chosen from a model's scores."""
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,8 +11,8 @@ from torch import Tensor
 
 from tunesmith.errors import UserError
 
-FEW = 1024
-"""The most likely tokens that top_p looks at first; sorting a whole vocabulary takes longer than everything else."""
+BLOCK = 256
+"""Tokens whose probabilities are added up first: a random number finds its block, and then its token in the block."""
 
 _STREAM = 0x9E3779B97F4A7C15
 """The fractional part of the golden ratio: multiples of it are spread evenly over 64 bits (Steele et al. 2014)."""
@@ -132,8 +133,7 @@ def random_stream(seed: int, number: int) -> torch.Generator:
 
     Args:
         seed: of the sampling.
-        number: of the answer among all that have this seed. The first one's stream is PyTorch's own of that seed, so
-            that it is sampled as transformers samples it.
+        number: of the answer among all that have this seed. The first one's stream is PyTorch's own of that seed.
     """
     return torch.Generator().manual_seed(stream_seed(seed, number))
 
@@ -171,8 +171,33 @@ def chosen(
         scores = scores.masked_fill(~allowed, float("-inf"))
     if sampling.temperature == 0:
         return int(scores.argmax())
-    scores = cut(scores / sampling.temperature, sampling)
-    return int(torch.multinomial(torch.softmax(scores, -1), 1, generator=generator))
+    return drawn(cut(scores / sampling.temperature, sampling), generator)
+
+
+def drawn(scores: Tensor, generator: torch.Generator) -> int:
+    """A token with probability softmax(scores), from one random number: the first token at which the sum of the
+    probabilities exceeds it (Devroye 1986, section III.2). `torch.multinomial` takes a random number for each token of
+    the vocabulary, which takes longer than everything else here.
+
+    Args:
+        scores: (vocabulary,), some of them finite; −∞ is never drawn.
+        generator: of this answer's random numbers.
+    """
+    probabilities = torch.softmax(scores, -1)
+    whole = len(scores) // BLOCK * BLOCK
+    sums = torch.cat([probabilities[:whole].view(-1, BLOCK).sum(1), probabilities[whole:].sum(0, keepdim=True)])
+    ends = sums.double().cumsum(0)
+    target = torch.rand((), dtype=torch.float64, generator=generator) * ends[-1]
+    block = _first_beyond(ends, target)
+    own = probabilities[block * BLOCK : (block + 1) * BLOCK].double().cumsum(0)
+    return block * BLOCK + _first_beyond(own, target - (ends[block - 1] if block else 0))
+
+
+def _first_beyond(sums: Tensor, target: Tensor) -> int:
+    """The first of growing sums that is above the target; if rounding has put the target at the end or beyond it, the
+    first of those at the end, before which something was added."""
+    found = int(torch.searchsorted(sums, target, right=True))
+    return found if found < len(sums) else int(torch.searchsorted(sums, sums[-1]))
 
 
 def adjusted(logits: Tensor, sampling: Sampling, prompt: Sequence[int], answer: Sequence[int]) -> Tensor:
@@ -206,14 +231,14 @@ def cut(scores: Tensor, sampling: Sampling) -> Tensor:
 
 
 def _least_score(scores: Tensor, top_p: float) -> Tensor:
-    """The score of the last of the fewest likely tokens that together have probability `top_p`."""
+    """The score of the last of the fewest likely tokens that together have probability `top_p`. Tokens less likely than
+    (1 − top_p) / vocabulary have less than 1 − top_p together, so that it is none of them; the others are few, and
+    sorting a whole vocabulary takes longer than everything else."""
     total = torch.logsumexp(scores, -1)
-    for count in (min(FEW, len(scores)), len(scores)):
-        top = scores.topk(count).values
-        before = torch.exp(top - total).cumsum(-1) - torch.exp(top - total)
-        kept = int((before < top_p).sum())
-        if kept < count:
-            break
+    least = total + math.log((1 - top_p) / len(scores)) - 1e-3  # for rounding
+    top = scores[scores >= least].sort(descending=True).values
+    before = torch.exp(top - total).cumsum(-1) - torch.exp(top - total)
+    kept = int((before < top_p).sum())
     return top[max(kept, 1) - 1]
 
 
