@@ -149,6 +149,7 @@ def test_all_commands_of_a_page_parse(page: Path) -> None:
         ("data-checks", "unrelated_answers"),
         ("data-cleaning", "data_quality"),
         ("data-checks", "data_check_speed"),
+        ("data-checks", "data_check_memory"),
         ("data-checks", "data_check_peers"),
         ("data-safety", "data_check_quality"),
     ],
