@@ -109,6 +109,11 @@ def test_any_text_is_shingled_as_defined(texts: list[str]) -> None:
         np.testing.assert_array_equal(getattr(by_kernel, name), getattr(plain, name))
 
 
+@given(st.text(" \n\t\x1c\u00a0aBß"))
+def test_case_and_white_space_do_not_count(text: str) -> None:
+    assert normalized(text) == " ".join(text.casefold().split())
+
+
 def test_the_kernels_constants_are_those_of_the_definitions() -> None:
     header = (native.LIBRARY.parent / "constants.h").read_text()
     for name in ("SHINGLE", "BANDS", "ROWS_PER_BAND"):

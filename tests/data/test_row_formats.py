@@ -10,7 +10,7 @@ from tunesmith.config.registry import OBJECTIVES
 from tunesmith.data.example import Example, Malformed, Source
 from tunesmith.data.format_detection import detect
 from tunesmith.data.read import Row
-from tunesmith.data.row_formats import FORMATS, to_example
+from tunesmith.data.row_formats import FORMATS, _columns_of_fields, to_example
 from tunesmith.data.turns import ROLES, MalformedRowError, turns_of
 from tunesmith.errors import UserError
 
@@ -165,3 +165,11 @@ def test_rows_with_the_same_columns_are_read_by_the_values_that_they_have() -> N
     both = {"question": "q", "answer": "a", "Response": None}
     assert messages(both, "question_answer")[1]["content"] == "a"
     assert messages({**both, "answer": None, "Response": "b"}, "question_answer")[1]["content"] == "b"
+
+
+def test_columns_of_rows_with_very_many_are_not_kept() -> None:
+    wide = {f"column {number}": "" for number in range(1000)}
+    assert messages({**wide, "question": "q", "answer": "a"}, "question_answer")[1]["content"] == "a"
+    _columns_of_fields.cache_clear()
+    messages({**wide, "question": "q", "answer": "a"}, "question_answer")
+    assert _columns_of_fields.cache_info().currsize == 0

@@ -6,7 +6,6 @@ from itertools import islice
 
 import numpy as np
 
-from tunesmith.checks.groups import Lexicon
 from tunesmith.checks.near_runs import Sets, similar_rows
 from tunesmith.checks.record import Record, record_of
 from tunesmith.checks.sketch import VIEWS, Arrays, arrays_of, sketch
@@ -15,8 +14,6 @@ from tunesmith.data.example import Example, Source
 
 BATCH = 1024
 """Rows that are sketched at once."""
-
-_NO_WORDS = Lexicon((), {}, {})
 
 WHAT = {"text": "the same as", "prompt": "the same input as"}
 """By what of two rows is alike."""
@@ -94,7 +91,7 @@ def _near(every: Arrays, given: int) -> Iterator[Pair]:
 
 def _sketched(records: Sequence[Record]) -> tuple[Arrays, list[str]]:
     """The columns that are compared, and the normalized texts."""
-    sketches = [sketch(record, _NO_WORDS) for record in records]
+    sketches = [sketch(record, groups=0, sentiment=0) for record in records]
     texts = [each.texts["text"] for each in sketches]
     arrays = arrays_of(sketches, VIEWS)
     arrays["runs"], arrays["run_counts"] = word_runs(texts)

@@ -82,9 +82,12 @@ def normalized(text: str) -> str:
         text: any text.
     """
     folded = text.casefold()
-    if folded.isascii() and folded.isprintable() and "  " not in folded and folded == folded.strip():
-        return folded  # as most lines are: in a fifth of the time
-    return " ".join(folded.split())
+    lines = folded.replace("\n", " ")
+    if not (lines.isascii() and lines.isprintable()):  # other white space
+        return " ".join(folded.split())
+    while "  " in lines:
+        lines = lines.replace("  ", " ")
+    return lines.strip()
 
 
 def arrays_of(rows: Sequence[Sketch], views: Sequence[str] = ()) -> Arrays:

@@ -8,6 +8,9 @@ from typing import Any
 
 UNUSABLE = "which no objective can use yet"
 
+FEW = 64
+"""Columns of a row up to which what is known of them is kept for the next row with the same ones."""
+
 NOUNS = {"image": "images", "img": "images", "video": "videos", "audio": "audio"}
 """How a column or a part of a message begins → what it holds."""
 
@@ -30,7 +33,8 @@ def media_key(values: Mapping[str, Any], ignored: Collection[str] = ()) -> tuple
         values: by name of the column or key.
         ignored: columns that the recipe reads as text.
     """
-    for key, noun in _named_as_media(tuple(values)):
+    find = _named_as_media if len(values) <= FEW else _named_as_media.__wrapped__
+    for key, noun in find(tuple(values)):
         if key not in ignored and _is_given(values[key]):
             return str(key), noun
     return None

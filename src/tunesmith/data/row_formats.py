@@ -13,7 +13,7 @@ from tunesmith.config import registry
 from tunesmith.config.extensions import UsersCodeError, failures_named, is_path
 from tunesmith.data.example import Example, Malformed, Message, Source
 from tunesmith.data.labeled import LABELED
-from tunesmith.data.media import UNUSABLE, media_key, placeholder
+from tunesmith.data.media import FEW, UNUSABLE, media_key, placeholder
 from tunesmith.data.preferences import PREFERENCES
 from tunesmith.data.prompts import PROMPTS
 from tunesmith.data.read import Row
@@ -186,7 +186,8 @@ def _fields(row: Row, format: RowFormat, name: str, columns: Mapping[str, str]) 
             raise MalformedRowError(f"plain text, but the other rows have columns ({', '.join(format.columns[0])})")
         return {"text": row.values}
     present = tuple([value is not None for value in row.values.values()])
-    found = _columns_of_fields(tuple(row.values), present, format, name, tuple(columns.items()))
+    find = _columns_of_fields if len(present) <= FEW else _columns_of_fields.__wrapped__
+    found = find(tuple(row.values), present, format, name, tuple(columns.items()))
     return {field: row.values[column] for field, column in found}
 
 
