@@ -18,7 +18,7 @@ from tunesmith.config.recipe import Recipe
 from tunesmith.engine.interrupt import Interruption
 from tunesmith.engine.loop import Loop
 from tunesmith.errors import UserError
-from tunesmith.inference.server_sampler import ServerSampler
+from tunesmith.inference.server_sampler import ServerSampler, _parts
 
 
 @dataclass(frozen=True)
@@ -217,3 +217,9 @@ def test_the_stand_in_is_as_strict_as_vllm(remote: Remote) -> None:
     """A name that is loaded already is refused."""
     stand_in = StandIn(remote.address, loaded={"one"})
     assert stand_in.reply("/v1/load_lora_adapter", {"lora_name": "one", "lora_path": "."})[0] == 400
+
+
+def test_a_request_has_the_samples_of_one_prompt() -> None:
+    """Their numbers follow each other, as its seed makes them, and it has no more than a server takes."""
+    prompts = [[1], [1], [1], [2], [2], [2], [2]]
+    assert list(_parts(prompts, [0, 1, 5, 6, 7, 8, 9], 3)) == [(0, 2), (2, 3), (3, 6), (6, 7)]

@@ -41,6 +41,9 @@ MOST_REQUESTS = 64
 MOST_ANSWERS = 64
 """Of one request."""
 
+MOST_WAITING = 512
+"""Answers that are asked for at the same time: as many as `tunesmith serve` lets wait."""
+
 PROBE = "Is 3 + 4 = 7? Straße, 12,5 µm; naïve 漢字 🙂\n\tEnd."
 """A text that tokenizers split differently."""
 
@@ -92,19 +95,21 @@ class ServerSampler:
         name = self._send_adapter()
         parts = list(_parts(prompts, numbers, 1 if sampling.temperature == 0 else MOST_ANSWERS))
         found = self._all(
-            {
-                "model": name,
-                "prompt": list(prompts[start]),
-                "n": end - start,
-                "max_tokens": sampling.max_new_tokens,
-                "temperature": sampling.temperature,
-                "seed": stream_seed(sampling.seed, numbers[start]),
-                "stop_token_ids": sorted(self.stops),
-                "logprobs": 1,
-                "return_token_ids": True,
-                **NOTHING_LEFT_OUT,
-            }
-            for start, end in parts
+            [
+                {
+                    "model": name,
+                    "prompt": list(prompts[start]),
+                    "n": end - start,
+                    "max_tokens": sampling.max_new_tokens,
+                    "temperature": sampling.temperature,
+                    "seed": stream_seed(sampling.seed, numbers[start]),
+                    "stop_token_ids": sorted(self.stops),
+                    "logprobs": 1,
+                    "return_token_ids": True,
+                    **NOTHING_LEFT_OUT,
+                }
+                for start, end in parts
+            ]
         )
         return [
             self._completion(choice, prompts[start])
@@ -123,15 +128,17 @@ class ServerSampler:
         """
         name = self._send_adapter()
         found = self._all(
-            {
-                "model": name,
-                "prompt": [*prompt, *completion],
-                "max_tokens": 1,  # vLLM writes one anyway
-                "temperature": 0,
-                "logprobs": 1,
-                "echo": True,
-            }
-            for prompt, completion in rows
+            [
+                {
+                    "model": name,
+                    "prompt": [*prompt, *completion],
+                    "max_tokens": 1,  # vLLM writes one anyway
+                    "temperature": 0,
+                    "logprobs": 1,
+                    "echo": True,
+                }
+                for prompt, completion in rows
+            ]
         )
         scores = []
         for (prompt, completion), reply in zip(rows, found, strict=True):
@@ -225,9 +232,10 @@ class ServerSampler:
             )
         self._numbers(self._log_probs(choice), len(choice["token_ids"]))
 
-    def _all(self, bodies: Iterator[dict[str, Any]]) -> list[dict[str, Any]]:
+    def _all(self, bodies: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         """The replies to requests for completions."""
-        with ThreadPoolExecutor(MOST_REQUESTS) as pool:
+        answers = max((body.get("n", 1) for body in bodies), default=1)
+        with ThreadPoolExecutor(min(MOST_REQUESTS, MOST_WAITING // answers)) as pool:
             try:
                 return list(pool.map(self._complete, bodies))
             except BaseException:
