@@ -7,7 +7,7 @@ of them have a band in common and are not similar only where most of every row i
 """
 
 import mmap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -26,8 +26,11 @@ ROOM = 1 << 16
 PIECE = 1 << 16
 """Rows whose bands are read at once."""
 
-SLICE = 1 << 14
-"""Rows, in runs, that are compared before the memory of what was read is given back: each may touch a page."""
+SLICE = 1 << 11
+"""Rows, in runs, that are compared before the memory of what was read is given back: for each, Linux maps 64 KB."""
+
+MOST = 1 << 20
+"""Pairs that are gathered before those that are the same are merged."""
 
 _HALF, _LOW = np.uint64(32), np.uint64(0xFFFFFFFF)
 """Two numbers of 32 bits are packed into one of 64, which sorts faster than two columns."""
@@ -88,14 +91,27 @@ def similar_rows(sets: Sets, least: float = SIMILAR, skip: NDArray[np.bool_] | N
         compared &= ~skip
     find = _by_kernel if native.library() is not None else by_definition
     packed, similarities = np.empty(0, np.uint64), np.empty(0)
+    more: list[Found] = []
     for band in range(BANDS):
         for keys, order in _slices(*_runs(sets, band, compared)):
             for found in find(keys, order, sets, starts, least, given):
-                pairs = (found[0].astype(np.uint64) << _HALF) | found[1].astype(np.uint64)
-                packed, first = np.unique(np.concatenate([packed, pairs]), return_index=True)
-                similarities = np.concatenate([similarities, found[2]])[first]
+                more.append(found)
+                if sum(len(each[0]) for each in more) > MOST:
+                    packed, similarities = _merged(packed, similarities, more)
+                    more = []
             sets.forget()
+        packed, similarities = _merged(packed, similarities, more)
+        more = []
     return Pairs((packed >> _HALF).astype(np.int64), (packed & _LOW).astype(np.int64), similarities)
+
+
+def _merged(
+    packed: NDArray[np.uint64], similarities: NDArray[np.float64], more: Sequence["Found"]
+) -> tuple[NDArray[np.uint64], NDArray[np.float64]]:
+    """The pairs, sorted, each once, with those that were found since."""
+    pairs = [packed, *((rows.astype(np.uint64) << _HALF) | others.astype(np.uint64) for rows, others, _ in more)]
+    packed, first = np.unique(np.concatenate(pairs), return_index=True)
+    return packed, np.concatenate([similarities, *(each[2] for each in more)])[first]
 
 
 def representatives(pairs: Pairs) -> Iterator[tuple[int, int, float]]:
