@@ -86,14 +86,19 @@ def test_a_server_samples_what_the_engine_samples(remote: Remote, tmp_path: Path
 
 
 def test_a_run_on_a_server_resumes_to_the_same_bits(remote: Remote, tmp_path: Path) -> None:
+    """And removes the adapter that the killed one left behind."""
     several: dict[str, Any] = {"steps": 3, "minibatches": 2, "rate": 0.05}
     whole, _ = on_server(tmp_path / "whole", remote, **several)
     whole.fit(Interruption())
+    before = set(remote.folder.iterdir())
     killed, _ = on_server(tmp_path / "killed", remote, **several)
     killed.step()
     killed.checkpoint()
     killed.step()  # lost
+    left = set(remote.folder.iterdir()) - before
+    assert len(left) == 1
     again, _ = on_server(tmp_path / "killed", remote, resumed, **several)
+    assert not left & set(remote.folder.iterdir())
     again.fit(Interruption())
     assert torch.equal(weights_of(again), weights_of(whole))
 

@@ -81,6 +81,8 @@ class ServerSampler:
         self._config = _peft_config(model)
         self._name: str | None = None
         self._check_server()
+        for leftover in self._folder.glob(f"{self._prefix}*"):  # of a process of this run that was killed
+            self._drop(leftover.name)
 
     def sample(self, prompts: Sequence[Sequence[int]], numbers: Sequence[int], sampling: Sampling) -> list[Completion]:
         """Continue each prompt, with the weights as they are now. Arguments are those of `Sampler.sample`.
@@ -162,7 +164,7 @@ class ServerSampler:
         Raises:
             UserError: they cannot be written, or the server does not load them.
         """
-        name = f"tunesmith-{self._identity()}"
+        name = f"{self._prefix}{self._identity()}"
         if name == self._name:
             return name
         directory = self._folder / name
@@ -203,9 +205,14 @@ class ServerSampler:
             self._client.order("unload_lora_adapter", lora_name=name)
         shutil.rmtree(self._folder / name, ignore_errors=True)
 
+    @property
+    def _prefix(self) -> str:
+        """What the names of the run's adapters begin with: another run may train the same."""
+        return f"tunesmith-{hashlib.sha256(str(self._run).encode()).hexdigest()[:8]}-"
+
     def _identity(self) -> str:
-        """The hash of the trained weights, of how they are used, and of the run: another one may train the same."""
-        digest = hashlib.sha256(json.dumps([str(self._run), self._config], sort_keys=True, default=str).encode())
+        """The hash of the trained weights, and of how they are used."""
+        digest = hashlib.sha256(json.dumps(self._config, sort_keys=True, default=str).encode())
         for name, parameter in self.model.named_parameters():
             if parameter.requires_grad:
                 digest.update(name.encode())
