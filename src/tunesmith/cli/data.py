@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.text import Text
 
 from tunesmith.cli.data_acts import augment, balance, diff, sample, select, split
@@ -53,12 +52,10 @@ def show(
     for shown in tunesmith.data.show.show(recipe, load_tokenizer(recipe.base), rows, start):
         if shown.is_malformed:
             malformed += 1
-            console.rule(f"[bold]{escape(shown.source)}[/] · malformed", align="left")
+            _heading(console, shown.source, "malformed")
             console.print(f"left out: {shown.fault}", style=f"bold {BAD}", markup=False, soft_wrap=True)
             continue
-        console.rule(
-            f"[bold]{shown.source}[/] · {shown.tokens:,} tokens, {shown.loss_tokens:,} with loss", align="left"
-        )
+        _heading(console, shown.source, f"{shown.tokens:,} tokens, {shown.loss_tokens:,} with loss")
         console.print(_highlighted(shown, tokens, console.is_terminal), soft_wrap=not console.is_terminal)
         if shown.fault is not None:
             console.print(f"cannot be trained on: {shown.fault}", style=f"bold {BAD}", markup=False)
@@ -110,6 +107,15 @@ def _recipe(source: str, base: str, overrides: list[str]) -> "Recipe":
         columns, format = given["data"].get("columns"), given["data"].get("format", "auto")
         values["objective"] = {"kind": objective_of_file([source], columns, format)}
     return Recipe.load(values, overrides)
+
+
+def _heading(console: Console, source: str, about: str) -> None:
+    """A row's name and what is said of it, in a rule if that has room for it."""
+    text = Text.assemble((source, "bold"), f" · {about}")
+    if text.cell_len + 2 <= console.width:
+        console.rule(text, align="left")
+    else:
+        console.print(text, soft_wrap=True)
 
 
 def _highlighted(shown: "Shown", tokens: bool, colored: bool) -> Text:
