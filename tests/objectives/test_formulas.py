@@ -238,6 +238,8 @@ def test_objective_defaults_are_those_of_its_paper(kind: str) -> None:
         ("distillation.label_weight", -0.1, 0.0),
         ("distillation.label_weight", 1.1, 1.0),
         ("token_classification.lables", [], None),
+        *((f"{kind}.group_size", 1, 2) for kind in ("grpo", "online_dpo", "best_of_n")),
+        ("ppo.group_size", 0, 1),
     ],
 )
 def test_setting_out_of_range_is_refused(setting: str, refused: Any, accepted: Any) -> None:
