@@ -150,7 +150,6 @@ def test_all_commands_of_a_page_parse(page: Path) -> None:
         ("data-cleaning", "data_quality"),
         ("data-checks", "data_check_speed"),
         ("data-checks", "data_check_memory"),
-        ("data-checks", "data_check_peers"),
         ("data-safety", "data_check_quality"),
     ],
 )
