@@ -6,6 +6,7 @@ workers, and runs no test.
 
 import gc
 import json
+import logging
 import os
 from collections.abc import Callable, Hashable, Iterator
 from itertools import count
@@ -64,6 +65,16 @@ def quick_garbage_collection() -> None:
 
     gc.collect()
     freeze()
+
+
+@pytest.fixture(autouse=True)
+def own_log_handlers() -> Iterator[None]:
+    """A command that a test runs leaves no log handler, whose stream is closed, to a server of another test."""
+    logger = logging.getLogger("tunesmith")
+    handlers, level = logger.handlers, logger.level
+    yield
+    logger.handlers = handlers
+    logger.setLevel(level)
 
 
 @pytest.fixture(autouse=True, scope="session")
