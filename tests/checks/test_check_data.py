@@ -5,11 +5,10 @@ import json
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
+from command import output_of, typed
 
 from tunesmith.checks import fingerprints
 from tunesmith.checks.driver import check_data
-from tunesmith.cli import app
 from tunesmith.data.example import Source
 from tunesmith.errors import UserError
 
@@ -30,8 +29,8 @@ def question(number: int, answer: str = "Because of the rain.") -> dict[str, str
 
 def test_json_has_the_shape_that_other_programs_read(tmp_path: Path) -> None:
     write_rows(tmp_path / "rows.jsonl", [question(1), question(2), question(1)])
-    printed = CliRunner().invoke(app, ["data", "check", "rows.jsonl", "--json", "--only", "exact_duplicates"])
-    assert json.loads(printed.stdout) == {
+    printed = output_of("data", "check", "rows.jsonl", "--json", "--only", "exact_duplicates")
+    assert json.loads(printed) == {
         "rows": 3,
         "checks": [
             {
@@ -111,7 +110,7 @@ def test_checks_are_chosen_by_name(tmp_path: Path) -> None:
 
 def test_strict_fails_on_errors_only(tmp_path: Path) -> None:
     write_rows(tmp_path / "rows.jsonl", [question(1), question(1)])
-    assert CliRunner().invoke(app, ["data", "check", "rows.jsonl", "--strict"]).exit_code == 0
+    assert typed("data", "check", "rows.jsonl", "--strict").returncode == 0
     write_rows(tmp_path / "rows.jsonl", [question(1), question(2, "")])
-    assert CliRunner().invoke(app, ["data", "check", "rows.jsonl"]).exit_code == 0
-    assert CliRunner().invoke(app, ["data", "check", "rows.jsonl", "--strict"]).exit_code == 3
+    assert typed("data", "check", "rows.jsonl").returncode == 0
+    assert typed("data", "check", "rows.jsonl", "--strict").returncode == 3

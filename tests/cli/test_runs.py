@@ -4,9 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
-
-from tunesmith.cli import app
+from command import output_of
 
 
 @pytest.fixture
@@ -27,7 +25,7 @@ def runs(tmp_path: Path) -> Path:
 
 def test_the_table_fits_eighty_columns_and_shows_how_to_resume(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
-    lines = CliRunner().invoke(app, ["runs", str(runs)]).output.splitlines()
+    lines = output_of("runs", runs).splitlines()
     assert all(len(line) <= 80 for line in lines)
     text = " ".join(" ".join(lines).split())
     for cell in ("2026-11-21", "lora on", "llama", "interrupted", "1,234/2,400", "nan", "2.500", "1 h 7 min"):
@@ -37,14 +35,14 @@ def test_the_table_fits_eighty_columns_and_shows_how_to_resume(runs: Path, monke
 
 def test_a_wide_terminal_shows_one_line_per_run(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "130")
-    output = CliRunner().invoke(app, ["runs", str(runs)]).output
+    output = output_of("runs", runs)
     line = next(line for line in output.splitlines() if line.startswith("20261121-020704-llama-lora"))
     assert "2026-11-21 02:07" in line
     assert "interrupted 1,234/2,400" in line
 
 
 def test_json_lists_name_state_step_and_losses(runs: Path) -> None:
-    listed = json.loads(CliRunner().invoke(app, ["runs", str(runs), "--json"]).output)
+    listed = json.loads(output_of("runs", runs, "--json"))
     assert len(listed) == 1
     assert listed[0]["name"] == "20261121-020704-llama-lora"
     assert (listed[0]["state"], listed[0]["step"], listed[0]["total_steps"]) == ("interrupted", 1234, 2400)
@@ -52,6 +50,4 @@ def test_json_lists_name_state_step_and_losses(runs: Path) -> None:
 
 
 def test_a_directory_without_runs_is_not_an_error(tmp_path: Path) -> None:
-    result = CliRunner().invoke(app, ["runs", str(tmp_path)])
-    assert result.exit_code == 0
-    assert "No runs in" in result.output
+    assert "No runs in" in output_of("runs", tmp_path)

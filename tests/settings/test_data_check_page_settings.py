@@ -4,10 +4,8 @@ import json
 from pathlib import Path
 
 import pytest
+from command import output_of
 from settings_coverage import shows
-from typer.testing import CliRunner
-
-from tunesmith.cli import app
 
 
 @shows("tunesmith data check --groups")
@@ -19,8 +17,7 @@ def test_own_words_for_groups_are_looked_for(tmp_path: Path, monkeypatch: pytest
     Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     options = ["data", "check", "rows.jsonl", "--only", "group_associations", "--json"]
     counts = [
-        json.loads(CliRunner().invoke(app, [*options, *more]).stdout)["checks"][0]["count"]
-        for more in ([], ["--groups", "own.yaml"])
+        json.loads(output_of(*options, *more))["checks"][0]["count"] for more in ([], ["--groups", "own.yaml"])
     ]
     assert counts == [0, 60]
 
@@ -30,6 +27,6 @@ def test_the_command_writes_the_page_beside_its_output(tmp_path: Path, monkeypat
     monkeypatch.setenv("TUNESMITH_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     Path("rows.jsonl").write_text(json.dumps({"question": "Is it?", "answer": "It is."}) + "\n")
-    done = CliRunner().invoke(app, ["data", "check", "rows.jsonl", "--report", "out.html", "--json"])
-    assert json.loads(done.stdout)["rows"] == 1
+    printed = output_of("data", "check", "rows.jsonl", "--report", "out.html", "--json")
+    assert json.loads(printed)["rows"] == 1
     assert "Data checks of rows.jsonl" in Path("out.html").read_text(encoding="utf-8")

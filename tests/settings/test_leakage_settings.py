@@ -6,12 +6,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from command import output_of
 from curated import sentence, write
 from settings_coverage import shows
-from typer.testing import CliRunner
 
 import tunesmith
-from tunesmith.cli import app
 from tunesmith.errors import UserError
 from tunesmith.evaluation.compare import evaluate
 from tunesmith.statistics.measured import Measured, mean_of
@@ -50,10 +49,9 @@ def test_figures_without_leaked_rows_are_those_of_the_others(run: Path) -> None:
 
 @shows("tunesmith evaluate --leakage")
 def test_the_terminal_and_the_page_show_both(run: Path) -> None:
-    result = CliRunner().invoke(app, ["evaluate", str(run), "--rows", "6", "--max-new-tokens", "4", "--leakage"])
-    assert result.exit_code == 0
-    assert "without leaked rows" in result.stdout
-    assert "Leaked: 2 of the 6 rows, compared with 12" in " ".join(result.stdout.split())
+    printed = output_of("evaluate", run, "--rows", 6, "--max-new-tokens", 4, "--leakage")
+    assert "without leaked rows" in printed
+    assert "Leaked: 2 of the 6 rows, compared with 12" in " ".join(printed.split())
     page = (run / "report.html").read_text(encoding="utf-8")
     assert "without leaked rows" in page
     assert json.loads((run / "evaluation.json").read_text())["leakage"]["leaked"] == 2

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from torch import Tensor
@@ -16,9 +16,7 @@ from tunesmith.data.pack import Batches, pack_any_order
 from tunesmith.data.prompts import GIVEN
 from tunesmith.data.tokens import TokenTable
 from tunesmith.engine.allocator import release_freed_memory
-from tunesmith.inference.sampler import Sampler
 from tunesmith.inference.sampling import Sampling
-from tunesmith.inference.server_sampler import ServerSampler
 from tunesmith.objectives.objective import Objective
 from tunesmith.objectives.rollouts import Collected, Completion, Phase, Prompt, RewardValues
 from tunesmith.run import Events
@@ -28,6 +26,25 @@ FORECAST_TOKENS = (2, 6)
 
 ROUNDS = 64
 """Rounds of sampling that a phase can have, each with its own random numbers."""
+
+
+class CompletionSampler(Protocol):
+    """Samples with the weights in training, in this process or elsewhere.
+
+    Attributes:
+        pages: of its cache; 0: not yet known, or none in this process. A resumed run needs the same number.
+    """
+
+    pages: int
+
+    def sample(self, prompts: Sequence[Sequence[int]], numbers: Sequence[int], sampling: Sampling) -> list[Completion]:
+        """Continue each prompt, given as ids, by the stream of random numbers of its number."""
+
+    def score(self, rows: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[list[float]]:
+        """log p, in nats, of the tokens of each completion after its prompt, computed as `sample` computes them."""
+
+    def end(self) -> None:
+        """Free what is held for the run."""
 
 
 class InitialWeights:
@@ -81,7 +98,7 @@ class Phases:
     plan: RolloutPlan
     prompts: Batches
     examples: dict[Source, Example]
-    sampler: Sampler | ServerSampler
+    sampler: CompletionSampler
     reward: Callable[[Sequence[Prompt], Sequence[Completion], int], RewardValues]
     initial: InitialWeights | None
     seed: int

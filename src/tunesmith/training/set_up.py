@@ -20,7 +20,7 @@ from tunesmith.engine.evaluations import Evaluations
 from tunesmith.engine.loop import Loop
 from tunesmith.engine.master_weights import MasterWeights
 from tunesmith.engine.optimizers import falls_back_to_adamw
-from tunesmith.engine.phases import InitialWeights, Phases
+from tunesmith.engine.phases import CompletionSampler, InitialWeights, Phases
 from tunesmith.engine.tensorboard import TensorBoard
 from tunesmith.engine.trainable import (
     base_parameters,
@@ -163,7 +163,7 @@ def loop_of(
 
 def _sampler(
     plan: RolloutPlan, run: Run, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
-) -> Sampler | ServerSampler:
+) -> CompletionSampler:
     """What samples the run's rollouts."""
     if plan.server is None:
         return Sampler(model, tokenizer)
