@@ -1,4 +1,4 @@
-"""The columns of all rows, on disk: written part by part, so that a killed check goes on where it was."""
+"""The columns of all rows, on disk: written part by part, so that a killed check continues from the last finished part."""
 
 from bisect import bisect_right
 from collections import Counter

@@ -306,7 +306,7 @@ NOTHING_LEFT_OUT = {
 
 
 def _parts(prompts: Sequence[Sequence[int]], numbers: Sequence[int], most: int) -> Iterator[tuple[int, int]]:
-    """Where runs of the same prompt with consecutive numbers start and end, of at most so many."""
+    """Where runs of the same prompt with consecutive numbers start and end; `most` is the longest."""
     start = 0
     for end in range(1, len(prompts) + 1):
         goes_on = end < len(prompts) and end - start < most and numbers[end] == numbers[end - 1] + 1
