@@ -16,9 +16,7 @@ def test_own_words_for_groups_are_looked_for(tmp_path: Path, monkeypatch: pytest
     rows = [{"text": f"The {'nurse' if n % 2 else 'smith'} {n}", "label": "a" if n % 2 else "b"} for n in range(60)]
     Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     options = ["data", "check", "rows.jsonl", "--only", "group_associations", "--json"]
-    counts = [
-        json.loads(output_of(*options, *more))["checks"][0]["count"] for more in ([], ["--groups", "own.yaml"])
-    ]
+    counts = [json.loads(output_of(*options, *more))["checks"][0]["count"] for more in ([], ["--groups", "own.yaml"])]
     assert counts == [0, 60]
 
 

@@ -1,4 +1,4 @@
-"""The columns of all rows, on disk: written part by part, so that a killed check continues from the last finished part."""
+"""The columns of all rows, on disk: written part by part, so that a killed check continues with the next part."""
 
 from bisect import bisect_right
 from collections import Counter
