@@ -63,7 +63,10 @@ def trial(task: str, way: str, seed: int) -> Trial:
         model = encoder() if way.endswith("vectors") else None
         count = round(SHARE * len(pool))
         chosen = tunesmith.data_select(here / "pool.jsonl", count, here / "rows.jsonl", by=by, model=model, seed=seed)
-        run = tunesmith.train(recipe_of(task, chosen.file, here / "held_out.jsonl", seed), here / "run")
+        recipe = recipe_of(task, chosen.file, here / "held_out.jsonl", seed)
+        if task == "intents":  # a selection may leave a class out
+            recipe["objective"] = {"kind": "classification", "labels": sorted({row["label"] for row in pool})}
+        run = tunesmith.train(recipe, here / "run")
         figures = tunesmith.evaluate(run.directory, 0)["models"]["tuned"]
     return {
         "task": task, "way": way, "seed": seed, "setting": asdict(SIZES), "share": SHARE, "rows": count,

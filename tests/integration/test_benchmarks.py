@@ -759,17 +759,22 @@ def test_data_quality_says_what_faults_add_and_how_much_of_it_is_won_back(script
     assert (tmp_path / "plot.svg").stat().st_size > 1000
 
 
+def write_small_sets(directory: Path) -> None:
+    """Messages with two intents, and word problems."""
+    intents = [f"where is my {thing} number {n},{thing}" for thing in ("card", "money") for n in range(12)]
+    problem = {"question": "Why does the number {} grow?", "answer": "It <<1+1=2>>2 grows by one.\n#### {}"}
+    problems = [json.dumps({name: text.format(n) for name, text in problem.items()}) for n in range(20)]
+    for part in ("train", "test"):
+        write(directory / "banking77" / f"{part}.csv", "text,category", *intents)
+        write(directory / "gsm8k" / f"{part}.jsonl", *problems)
+
+
 @pytest.mark.long
 def test_data_quality_trains_each_arm_once(
     script: Script, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     module = script("data_quality")
-    intents = [f"where is my {thing} number {n},{thing}" for thing in ("card", "money") for n in range(12)]
-    problem = {"question": "Why does the number {} grow?", "answer": "It <<1+1=2>>2 grows by one.\n#### {}"}
-    problems = [json.dumps({name: text.format(n) for name, text in problem.items()}) for n in range(20)]
-    for part in ("train", "test"):
-        write(module.DATA / "banking77" / f"{part}.csv", "text,category", *intents)
-        write(module.DATA / "gsm8k" / f"{part}.jsonl", *problems)
+    write_small_sets(module.DATA)
     sizes = module.Sizes(2, 10, 6, 12, 4, (1, 1), (64, 128))
     monkeypatch.setattr(module, "SIZES", sizes)
     monkeypatch.setattr(module, "RESULTS", tmp_path / "data_quality.jsonl")
@@ -781,6 +786,38 @@ def test_data_quality_trains_each_arm_once(
     cleaned = {each["fault"]: each for each in module.done() if each["arm"] == "cleaned" and each["task"] == "problems"}
     assert cleaned["duplicates"]["found"] >= cleaned["duplicates"]["planted"]
     assert module.RESULTS.with_suffix(".svg").stat().st_size > 1000
+
+
+def test_data_selection_shows_each_way_beside_random_rows(script: Script) -> None:
+    module = script("data_selection")
+    about = {"task": "intents", "rows": 150, "date": "2026-11-30", "machine": "here"}
+    losses = {"random": 1.0, "quality": 1.25, "diversity": 0.75}
+    trials = [
+        {"way": way, "seed": seed, "loss": loss + 0.01 * seed, **about}
+        for seed in (0, 1)
+        for way, loss in losses.items()
+    ]
+    assert module.table(trials).splitlines()[-3:] == [
+        "| intents, MiniLM | 150 | random | 1.005 |  |",
+        "| intents, MiniLM | 150 | diversity | 0.755 | -0.250 ± 0.000 |",
+        "| intents, MiniLM | 150 | quality | 1.255 | +0.250 ± 0.000 |",
+    ]
+
+
+@pytest.mark.long
+def test_data_selection_trains_each_way_once(
+    script: Script, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    quality, module = script("data_quality"), script("data_selection")
+    write_small_sets(quality.DATA)
+    for each in (quality, module):
+        monkeypatch.setattr(each, "SIZES", quality.Sizes(2, 10, 6, 12, 4, (1, 1), (64, 128)))
+    monkeypatch.setattr(module, "RESULTS", tmp_path / "data_selection.jsonl")
+    monkeypatch.setattr("sys.argv", ["data_selection.py", "--seeds", "1"])
+    module.main()
+    assert capsys.readouterr().out.count(": done") == len(module.done()) == 9
+    module.main()
+    assert not capsys.readouterr().out, "no trial is repeated"
 
 
 def test_evaluation_study_says_which_data_is_not_there(

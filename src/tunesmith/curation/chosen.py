@@ -37,9 +37,9 @@ def write_chosen(
         UserError: the file cannot be written.
     """
     with writing(target), atomic_write(target, "wb") as out:
-        for item in rows.items("writing"):
-            for _ in range(int(copies[item.index])):
-                out.write(item.line)
+        for line in rows.lines("writing"):
+            for _ in range(int(copies[line.index])):
+                out.write(line.line)
     written = int(copies.sum())
     write_origin(origin_path(target), act, rows.fingerprints, settings, {target: written}, counts)
     return written

@@ -19,7 +19,7 @@ from tunesmith.curation.ledger import Entry, Writer, ledger_path
 from tunesmith.curation.marked import Marks, Reason, Representatives
 from tunesmith.curation.origin import refuse_outputs
 from tunesmith.curation.policy import Action, policy
-from tunesmith.curation.rows import Item, Paths, Rows
+from tunesmith.curation.rows import Item, Line, Paths, Rows
 from tunesmith.curation.verdicts import Verdict, digest_of_line, read_verdicts
 from tunesmith.data.example import Malformed
 from tunesmith.errors import UserError
@@ -188,16 +188,15 @@ class _Cleaning:
     def run(self, out: Any) -> None:
         """Write the rows that are kept, and the ledger."""
         marks = Marks(self.checks, self.policy)
-        for item in self.rows.items("cleaning"):
+        for row in self.rows.lines("cleaning"):
             self.read += 1
-            self._originals[item.source.file].update(item.before + _original(item))
-            every = marks.of(item.source)
-            reasons = [reason for reason in every if self._applies(reason)]
-            verdict = self._verdict(item)
-            line, entry = self._decided(item, reasons, verdict)
+            self._originals[row.source.file].update(row.before + _original(row))
+            every = marks.of(row.source)
+            if every or self.verdicts:
+                line, entry = self._looked_at(self.rows.item(row), every)
+            else:  # the checks have parsed it
+                line, entry = row.line, _kept(row)
             self.writer.add(entry)
-            repeats = [reason.mark for reason in every if reason.check in DUPLICATES]
-            self._represented.add(item.source, line is not None, repeats)
             if line is not None:
                 self.written += 1
                 out.write(line)
@@ -216,6 +215,14 @@ class _Cleaning:
             if tail:
                 found[name]["tail"] = tail.decode("utf-8", "surrogateescape")
         return found
+
+    def _looked_at(self, item: Item, every: Sequence[Reason]) -> tuple[bytes | None, Entry]:
+        """The line to write of a row that is marked, or that may have a verdict; and the ledger's entry."""
+        reasons = [reason for reason in every if self._applies(reason)]
+        line, entry = self._decided(item, reasons, self._verdict(item))
+        repeats = [reason.mark for reason in every if reason.check in DUPLICATES]
+        self._represented.add(item.source, line is not None, repeats)
+        return line, entry
 
     def _applies(self, reason: Reason) -> bool:
         """Whether a row is a duplicate of one that is kept; true for other checks."""
@@ -266,9 +273,7 @@ class _Cleaning:
             values = relabeled(values, verdict.label, self.rows.format, self.rows.data.columns)
             changes.append("relabeled")
         if values == before:
-            return item.line, Entry(
-                item.source.file, item.source.row, "kept", said, None, False, item.before, item.is_ended
-            )
+            return item.line, _kept(item, said)
         return line_of_values(values), self._entry(item, "+".join(changes), said, reasons)
 
     def _masked(self, values: Any) -> Any:
@@ -301,5 +306,10 @@ class _Cleaning:
         return line_of_values(self._masked(json.loads(item.line)))
 
 
-def _original(item: Item) -> bytes:
+def _kept(item: Line, why: Sequence[str] = ()) -> Entry:
+    """The entry of a row that is written as it was."""
+    return Entry(item.source.file, item.source.row, "kept", why, before=item.before, is_ended=item.is_ended)
+
+
+def _original(item: Line) -> bytes:
     return item.line if item.is_ended else item.line.removesuffix(b"\n")

@@ -206,7 +206,9 @@ def _matched(
 def _items(rows: Rows, side: _Side, wanted: Sequence[int]) -> dict[int, Item]:
     """Rows by their number among those that could be read."""
     numbers = {side.indices[each]: each for each in wanted}
-    return {numbers[item.index]: item for item in rows.items("comparing") if item.index in numbers} if numbers else {}
+    if not numbers:
+        return {}
+    return {numbers[line.index]: rows.item(line) for line in rows.lines("comparing") if line.index in numbers}
 
 
 def _nearest(left: Sequence[Sequence[int]], items: Sequence[Mapping[int, Item]]) -> Pairs:

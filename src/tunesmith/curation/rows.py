@@ -6,21 +6,21 @@ import difflib
 import json
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import closing
 from dataclasses import dataclass
-from functools import cached_property
-from itertools import islice
+from functools import cached_property, partial
+from itertools import count, islice
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from tunesmith.checks.record import Record, record_of
 from tunesmith.config.data import Data
 from tunesmith.config.recipe import Recipe
 from tunesmith.data.example import Example, Malformed, Source
-from tunesmith.data.files import DataFile, find
+from tunesmith.data.files import DataFile, Found, find
 from tunesmith.data.format_detection import chosen_format, format_of_rows
-from tunesmith.data.read import Row, fingerprint, read
-from tunesmith.data.reading.opened import COMPRESSED, unpacked
+from tunesmith.data.read import Row, fingerprint, read, read_by, read_one
+from tunesmith.data.reading.json_lines import parse_line
+from tunesmith.data.reading.opened import BOM, COMPRESSED, opened
 from tunesmith.data.row_formats import to_example
 from tunesmith.errors import UserError
 from tunesmith.run import Events, Subscriber
@@ -28,40 +28,47 @@ from tunesmith.run import Events, Subscriber
 DETECT_ROWS = 100
 """Rows from which the row format is detected."""
 
-BOM = b"\xef\xbb\xbf"
 LINES = (".jsonl", ".ndjson")
 """Extensions of files whose rows are written as they were."""
-
-SPACE = b" \t\r\n\v\f"
 
 Paths = str | Path | Recipe | Sequence[str | Path]
 
 
 @dataclass(frozen=True, slots=True)
-class Item:
-    """A row as an act sees it.
+class Line:
+    """A row as it is written.
 
     Attributes:
         index: among all rows of all files, from 0.
-        row: as read.
-        example: the row as an example.
+        source: the file and row.
         line: the row as a line of JSON: the bytes that it had in a file of JSON lines; else its columns as JSON. Empty
             for a malformed row of another file.
         before: what a file of JSON lines has between the row before and this one: blank lines, a byte order mark.
         is_ended: whether its line ended with a line feed, which only the last line of a file may lack.
+        position: the byte at which the line begins, in a file of JSON lines.
+        row: as read; None in a file of JSON lines, until it is parsed.
     """
 
     index: int
+    source: Source
+    line: bytes
+    before: bytes
+    is_ended: bool
+    position: int
+    row: Row | Malformed | None
+
+
+@dataclass(frozen=True, slots=True)
+class Item(Line):
+    """A row as an act sees it.
+
+    Attributes:
+        row: as read.
+        example: the row as an example.
+    """
+
     row: Row | Malformed
     example: Example | Malformed
-    line: bytes
-    before: bytes = b""
-    is_ended: bool = True
-
-    @property
-    def source(self) -> Source:
-        """The file and row."""
-        return self.row.source
 
     @property
     def record(self) -> Record | None:
@@ -134,17 +141,37 @@ class Rows:
         Raises:
             UserError: a file cannot be read, or has changed since it was first read.
         """
-        lines, progress = _Lines(self._files), _Progress(self._events, what, self.bytes)
-        with closing(lines):
-            for index, row in enumerate(read(self.paths, Path.cwd())):
-                line, before = lines.of(row)
-                progress.add(len(line) + len(before))
-                is_ended = line.endswith(b"\n") or not line
-                yield Item(index, row, self.example(row), line if is_ended else line + b"\n", before, is_ended)
-            lines.end_file()
-            self.tails = lines.tails
+        return map(self.item, self.lines(what))
+
+    def lines(self, what: str = "reading") -> Iterator[Line]:
+        """All rows, in order; those of files of JSON lines are not parsed yet.
+
+        Args:
+            what: is done with them, for the progress.
+
+        Raises:
+            UserError: as `items`, but for a line that tells that the file is no file of JSON lines.
+        """
+        progress, numbers = _Progress(self._events, what, self.bytes), count()
+        for line in read_by(partial(self._lines_of, numbers), self.paths, Path.cwd()):
+            progress.add(len(line.line) + len(line.before))
+            yield line
         progress.end()
         self.refuse_changed()
+
+    def item(self, line: Line) -> Item:
+        """Parse a row.
+
+        Args:
+            line: of `lines`.
+
+        Raises:
+            UserError: its file is a JSON list.
+        """
+        row = line.row or parse_line(line.line, line.position, line.source)
+        return Item(
+            line.index, line.source, line.line, line.before, line.is_ended, line.position, row, self.example(row)
+        )
 
     def example(self, row: Row | Malformed) -> Example | Malformed:
         """A row as an example.
@@ -175,6 +202,32 @@ class Rows:
             if mark != self._marks[name]:
                 raise UserError(f"{name} has changed while it was read. Try again when nothing writes it.")
 
+    def _lines_of(self, numbers: Iterator[int], file: Found) -> Iterator[Line]:
+        """The rows of one file, query or hub data set."""
+        if isinstance(file, DataFile) and has_lines(file):
+            yield from self._unparsed(numbers, file)
+            return
+        for row in read_one(file):
+            line = b"" if isinstance(row, Malformed) else line_of(row)
+            yield Line(next(numbers), row.source, line, b"", True, 0, row)
+
+    def _unparsed(self, numbers: Iterator[int], file: DataFile) -> Iterator[Line]:
+        """The rows of a file of JSON lines."""
+        before, position = b"", 0
+        with opened(file) as (stream, skipped):
+            if skipped:
+                before, position = BOM, skipped
+            for number, line in enumerate(stream, 1):
+                if line.isspace():
+                    before += line
+                else:
+                    is_ended = line.endswith(b"\n")
+                    row = line if is_ended else line + b"\n"
+                    yield Line(next(numbers), Source(file.shown, number), row, before, is_ended, position, None)
+                    before = b""
+                position += len(line)
+        self.tails[file.shown] = before
+
     def _stamps(self) -> dict[str, tuple[int, int]]:
         """Size and time of change of each file."""
         found = {}
@@ -185,48 +238,6 @@ class Rows:
                 raise UserError(f"{file.shown} cannot be read: {error.strerror}.") from None
             found[file.shown] = (status.st_size, status.st_mtime_ns)
         return found
-
-
-class _Lines:
-    """Lines of files of JSON lines, read beside their rows."""
-
-    def __init__(self, files: dict[str, DataFile]) -> None:
-        self._files, self._current = files, ""
-        self._stream: IO[bytes] | None = None
-        self.tails: dict[str, bytes] = {}
-        self._number = 0
-
-    def of(self, row: Row | Malformed) -> tuple[bytes, bytes]:
-        """The line of a row, and what is before it; rows come in order."""
-        if row.source.file != self._current:
-            self._open(row.source.file)
-        if self._stream is None:
-            return (b"" if isinstance(row, Malformed) else line_of(row)), b""
-        line = before = b""
-        while self._number < row.source.row:
-            before += line
-            line = self._stream.readline()
-            self._number += 1
-        if self._number == 1 and line.startswith(BOM):
-            return line.removeprefix(BOM), BOM
-        return line, before
-
-    def _open(self, name: str) -> None:
-        self.end_file()
-        self._current, self._number = name, 0
-        if name in self._files and has_lines(self._files[name]):
-            self._stream = unpacked(self._files[name])
-
-    def end_file(self) -> None:
-        """Read what is after the last row."""
-        if self._stream is not None:
-            self.tails[self._current] = self._stream.read()
-        self.close()
-
-    def close(self) -> None:
-        if self._stream is not None:
-            self._stream.close()
-            self._stream = None
 
 
 def has_lines(file: DataFile) -> bool:

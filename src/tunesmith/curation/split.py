@@ -220,11 +220,11 @@ def _write(
         files = {name: (directory / f"{name}.jsonl").open("wb") for name in names}
         try:
             number = 0
-            for item in rows.items("writing"):
-                if not seen.usable[item.index]:
+            for line in rows.lines("writing"):
+                if not seen.usable[line.index]:
                     continue
                 side = SIDES[sides[number]]
-                files[side].write(item.line)
+                files[side].write(line.line)
                 counts[side] += 1
                 if labels:
                     classes[labels[seen.classes[number]]][side] += 1

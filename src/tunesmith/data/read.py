@@ -7,9 +7,9 @@ read in full, as their grammar requires, up to a limit.
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, TypeVar
 
 from tunesmith.data import hub
 from tunesmith.data.example import Malformed, Row, Source
@@ -27,7 +27,9 @@ from tunesmith.data.reading.workbook import read_workbook_rows
 from tunesmith.errors import UserError
 from tunesmith.file_hash import file_sha256
 
-__all__ = ["Row", "fingerprint", "identity", "read", "read_lines", "read_one"]
+__all__ = ["Row", "fingerprint", "identity", "read", "read_by", "read_lines", "read_one"]
+
+T = TypeVar("T")
 
 BINARY = (".parquet", ".pdf", ".docx", ".pptx", ".xlsx")
 """Extensions of files that are not text."""
@@ -46,7 +48,21 @@ def read(paths: Sequence[str], base_dir: Path) -> Iterator[Row | Malformed]:
             broken, changed meanwhile, or not of the type that its extension names. A single bad row is `Malformed` and
             does not stop reading.
     """
-    return _read_all(find(paths, base_dir), ", ".join(map(str, paths)))
+    return read_by(read_one, paths, base_dir)
+
+
+def read_by(reader: Callable[[Found], Iterator[T]], paths: Sequence[str], base_dir: Path) -> Iterator[T]:
+    """All rows of the paths, in order, as a function reads them.
+
+    Args:
+        reader: the rows of one file, query or hub data set.
+        paths: as `read` takes them.
+        base_dir: the directory that relative paths start from.
+
+    Raises:
+        UserError: immediately for a path that does not exist or cannot be data; while reading for a file without rows.
+    """
+    return _read_all(reader, find(paths, base_dir), ", ".join(map(str, paths)))
 
 
 def fingerprint(paths: Sequence[str], base_dir: Path) -> dict[str, str]:
@@ -80,11 +96,11 @@ def identity(file: Found) -> str:
     return f"commit:{hub.commit(file)}"
 
 
-def _read_all(files: Sequence[Found], paths: str) -> Iterator[Row | Malformed]:
+def _read_all(reader: Callable[[Found], Iterator[T]], files: Sequence[Found], paths: str) -> Iterator[T]:
     any_rows = False
     for each in files:
         rows = 0
-        for row in read_one(each):
+        for row in reader(each):
             rows += 1
             yield row
         any_rows |= rows > 0

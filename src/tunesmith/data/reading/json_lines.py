@@ -32,12 +32,10 @@ def read_json_lines(
     """
     position = start
     for number, line in enumerate(iter(partial(stream.readline, LONGEST + 1), b""), first):
-        if len(line) > LONGEST:
-            yield Malformed(Source(name, number), f"a line of more than {LONGEST / 1e6:.0f} MB")
-            position += _skip_line(stream, line)
-        elif not line.isspace():
-            yield _parse_line(line, position, Source(name, number))
-        position += len(line)
+        is_long = len(line) > LONGEST
+        if is_long or not line.isspace():
+            yield parse_line(line, position, Source(name, number))
+        position += len(line) + (_skip_line(stream, line) if is_long else 0)
         if end is not None and position >= end:
             return
 
@@ -51,8 +49,19 @@ def _skip_line(stream: IO[bytes], line: bytes) -> int:
     return skipped
 
 
-def _parse_line(line: bytes, position: int, source: Source) -> Row | Malformed:
-    """One line, at byte `position` of the file."""
+def parse_line(line: bytes, position: int, source: Source) -> Row | Malformed:
+    """One line as a row.
+
+    Args:
+        line: with its line feed; of one that is longer than `LONGEST`, the beginning is enough.
+        position: the byte of the file at which it begins.
+        source: where it is.
+
+    Raises:
+        UserError: the file is a JSON list.
+    """
+    if len(line) > LONGEST:
+        return Malformed(source, f"a line of more than {LONGEST / 1e6:.0f} MB")
     try:
         values = json.loads(line.decode("utf-8"))
     except UnicodeDecodeError as error:

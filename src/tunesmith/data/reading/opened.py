@@ -69,15 +69,6 @@ def opened(file: Readable, is_text: bool = True) -> Iterator[tuple[IO[bytes], in
         yield cast(IO[bytes], stream), len(stream.read(3)) if start.startswith(BOM) else 0
 
 
-def unpacked(file: Readable) -> IO[bytes]:
-    """A file's decompressed bytes.
-
-    Args:
-        file: to open; who calls closes what is returned.
-    """
-    return cast(IO[bytes], _decompressed(file.open(), file.compression))
-
-
 def _decompressed(stored: IO[bytes], compression: str | None) -> Any:
     """A stream with `peek`."""
     if compression == "gzip":
