@@ -185,7 +185,13 @@ def test_nothing_is_written_if_nothing_would_be_left_or_something_is_there(tmp_p
     verdict = {"row": digest_of_line(json.dumps(chat(1)).encode()), "verdict": "drop"}
     with pytest.raises(UserError, match=r"No row would be left of 2\."):
         data_clean(source, tmp_path / "out.jsonl", verdicts=[write(tmp_path / "v.jsonl", [verdict])])
-    assert sorted(path.name for path in tmp_path.glob("*.jsonl")) == ["rows.jsonl", "v.jsonl"]
+    alone = write(tmp_path / "alone.jsonl", [chat(1)])
+    with pytest.raises(UserError, match=r"left of 1\. leakage drops 1: .* check, or use --do leakage=keep\."):
+        data_clean(alone, tmp_path / "out.jsonl", against=[source])
+    broken = write(tmp_path / "broken.jsonl", [["a", "list"]])
+    with pytest.raises(UserError, match=r"malformed drops 1: look at them with tunesmith data check\.$"):
+        data_clean(broken, tmp_path / "out.jsonl")
+    assert not (tmp_path / "out.jsonl").exists()
     (tmp_path / "out.jsonl.ledger.jsonl").write_text("mine")
     with pytest.raises(UserError, match=r"out.jsonl.ledger.jsonl already exists"):
         data_clean(source, tmp_path / "out.jsonl")

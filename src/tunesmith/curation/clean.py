@@ -18,7 +18,7 @@ from tunesmith.curation.changing import fixed, has_positions, line_of_values, ma
 from tunesmith.curation.ledger import Entry, Writer, ledger_path
 from tunesmith.curation.marked import Marks, Reason, Representatives
 from tunesmith.curation.origin import refuse_outputs
-from tunesmith.curation.policy import Action, policy
+from tunesmith.curation.policy import Action, policy, possible_actions
 from tunesmith.curation.rows import Item, Line, Paths, Rows
 from tunesmith.curation.verdicts import Verdict, digest_of_line, read_verdicts
 from tunesmith.data.example import Malformed
@@ -152,7 +152,8 @@ def _subject(rows: Rows, against: Sequence[str | Path]) -> Subject:
 
 def _most(dropped: Mapping[str, int]) -> str:
     check, count = max(dropped.items(), key=lambda entry: entry[1])
-    return f"{check} drops {count:,}: look at them with tunesmith data check, or use --do {check}=keep."
+    keeping = f", or use --do {check}=keep" if "keep" in possible_actions(check) else ""
+    return f"{check} drops {count:,}: look at them with tunesmith data check{keeping}."
 
 
 @dataclass

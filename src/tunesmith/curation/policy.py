@@ -52,11 +52,20 @@ def policy(changes: Mapping[str, str]) -> dict[str, Action]:
             near = difflib.get_close_matches(check, known, n=1, cutoff=0.5)
             hint = f"Did you mean {near[0]}?" if near else f"Known: {', '.join(known)}."
             raise UserError(f"{check} is not a check. {hint}")
-        possible = POSSIBLE.get(check, ("drop", "keep"))
+        possible = possible_actions(check)
         if action not in possible:
             raise UserError(f"{check}: {action} is not one of {', '.join(possible)}.")
         chosen[check] = next(each for each in get_args(Action) if each == action)
     return {check: action for check, action in chosen.items() if action != "keep" and check in registry.CHECKS}
+
+
+def possible_actions(check: str) -> tuple[Action, ...]:
+    """What can be done with the rows that a check marks.
+
+    Args:
+        check: its name.
+    """
+    return POSSIBLE.get(check, ("drop", "keep"))
 
 
 def changes_of(texts: list[str]) -> dict[str, str]:
