@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from tunesmith.checks import native, shingles
 from tunesmith.checks.near_duplicates import near_duplicates
-from tunesmith.checks.near_runs import Pairs, Sets, jaccard, representatives, similar_rows
+from tunesmith.checks.near_runs import EVERY, Pairs, Sets, jaccard, representatives, similar_rows
 from tunesmith.checks.shingles import by_definition, shingled
 from tunesmith.checks.sketch import normalized
 
@@ -87,7 +87,7 @@ def test_kernels_are_as_the_definitions(monkeypatch: pytest.MonkeyPatch) -> None
         pytest.skip("no compiler")
     texts, others = planted(200)
     sets = sets_of([*others, *texts, *others[:20]])
-    for first in (0, len(others)):
+    for first in (0, len(others), EVERY):
         by_kernel = similar_rows(sets, given=first)
         with monkeypatch.context() as without:
             without.setattr(native, "library", lambda: None)

@@ -20,6 +20,9 @@ from tunesmith.checks.shingles import BANDS, SIMILAR
 REPRESENTATIVES = 1024
 """Rows of a run that others are compared with."""
 
+EVERY = -1
+"""In place of the number of given rows: each row is compared with all before it, and not with representatives only."""
+
 ROOM = 1 << 16
 """Pairs that a kernel returns at once, at first."""
 
@@ -81,7 +84,8 @@ def similar_rows(sets: Sets, least: float = SIMILAR, skip: NDArray[np.bool_] | N
         sets: of the rows.
         least: the similarity from which a pair is returned.
         skip: (rows,): rows that are not compared.
-        given: if not 0, the rows from this one on are compared only with those before it, and with all of them.
+        given: if positive, the rows from this one on are compared only with those before it, and with all of them; or
+            `EVERY`.
     """
     starts = np.empty(len(sets.counts) + 1, np.int64)
     starts[0] = 0
@@ -226,7 +230,8 @@ def _in_run(
         near = [(row, other, jaccard(elements(row), elements(other))) for other in kept if row >= given]
         near = [pair for pair in near if pair[2] >= least]
         yield from near
-        if not near and (row < given or not given) and len(kept) < REPRESENTATIVES:
+        is_kept = given == EVERY or (not near and (row < given or not given))
+        if is_kept and len(kept) < REPRESENTATIVES:
             kept.append(row)
 
 

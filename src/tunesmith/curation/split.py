@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -59,12 +60,12 @@ class _Seen:
         usable: whether they can be read.
     """
 
-    keys: list[int] = field(default_factory=list)
-    groups: list[int] = field(default_factory=list)
+    keys: "array[int]" = field(default_factory=lambda: array("Q"))
+    groups: "array[int]" = field(default_factory=lambda: array("Q"))
     near: list[NDArray[np.int64]] = field(default_factory=list)
-    classes: list[int] = field(default_factory=list)
-    times: list[float] = field(default_factory=list)
-    usable: list[bool] = field(default_factory=list)
+    classes: "array[int]" = field(default_factory=lambda: array("l"))
+    times: "array[float]" = field(default_factory=lambda: array("d"))
+    usable: bytearray = field(default_factory=bytearray)
     names: dict[str, int] = field(default_factory=dict)
     malformed: Reasons = field(default_factory=Reasons)
 
@@ -115,20 +116,26 @@ def data_split(
         raise UserError("A split by time has no random sides to stratify. Give --time or --stratify.")
     refuse_outputs(target)
     rows = Rows(paths, subscribers)
-    seen = _look(rows, stratify, group, time, near_duplicates)
-    unit = _units(seen)
-    sides = _sides(seen, unit, wanted, seed)
-    _refuse_empty(sides, wanted, np.bincount(unit).max(initial=0))
     settings = {
         "held_out": held_out, "test": test, "stratify": stratify, "group": group, "time": time,
         "near_duplicates": near_duplicates, "seed": seed,
     }  # fmt: skip
-    return _write(rows, target, seen, sides, unit, settings)
+    with writing(target), atomic_directory(target) as directory:
+        with (
+            TemporaryDirectory(dir=directory) as sketches,
+            NearGroups(Path(sketches) / "inputs") as inputs,
+            NearGroups(Path(sketches) / "texts") as texts,
+        ):
+            seen = _look(rows, stratify, group, time, (inputs, texts) if near_duplicates else ())
+        unit = _units(seen)
+        sides = _sides(seen, unit, wanted, seed)
+        _refuse_empty(sides, wanted, np.bincount(unit).max(initial=0))
+        return _write(rows, directory, target, seen, sides, unit, settings)
 
 
-def _look(rows: Rows, stratify: str | None, group: str | None, time: str | None, near: bool) -> _Seen:
-    """The first pass: what decides the sides."""
-    seen, inputs, texts = _Seen(), _Near(), _Near()
+def _look(rows: Rows, stratify: str | None, group: str | None, time: str | None, near: tuple[NearGroups, ...]) -> _Seen:
+    """The first pass: what decides the sides. `near` has the rows' inputs, and all of their texts; or is empty."""
+    seen = _Seen()
     for item in rows.items("looking for rows that belong together" if near else "reading"):
         seen.usable.append(not isinstance(item.example, Malformed))
         if isinstance(item.example, Malformed):
@@ -145,24 +152,10 @@ def _look(rows: Rows, stratify: str | None, group: str | None, time: str | None,
         if near:
             record = item.record
             assert record is not None
-            inputs.add(record.given or record.learned)
-            texts.add(" ".join(record.texts))
-    if near:
-        seen.near = [each.by_row() for each in (inputs, texts)]
+            for groups, text in zip(near, (record.given or record.learned, " ".join(record.texts)), strict=True):
+                groups.add(text)
+    seen.near = [each.groups() for each in near]
     return seen
-
-
-class _Near:
-    """Groups of rows whose texts are nearly the same."""
-
-    def __init__(self) -> None:
-        self._groups, self._numbers = NearGroups(), array("q")
-
-    def add(self, text: str) -> None:
-        self._numbers.append(self._groups.add(text))
-
-    def by_row(self) -> NDArray[np.int64]:
-        return self._groups.groups()[np.array(self._numbers, np.int64)]
 
 
 def _time_of(item: Item, column: str) -> float:
@@ -207,34 +200,39 @@ def _refuse_empty(sides: NDArray[np.int8], wanted: Mapping[str, float], largest:
 
 
 def _write(
-    rows: Rows, target: Path, seen: _Seen, sides: NDArray[np.int8], unit: NDArray[np.int64], settings: dict[str, Any]
+    rows: Rows,
+    directory: Path,
+    target: Path,
+    seen: _Seen,
+    sides: NDArray[np.int8],
+    unit: NDArray[np.int64],
+    settings: dict[str, Any],
 ) -> Split:
-    """The second pass: each row into its file."""
+    """The second pass: each row into its file in a directory, which is going to be the target."""
     names = [name for number, name in enumerate(SIDES) if number == 0 or settings[name] > 0]
     counts: Counter[str] = Counter(dict.fromkeys(names, 0))
     classes: dict[str, Counter[str]] = {name: Counter() for name in seen.names}
     labels = list(seen.names)
     sizes = np.bincount(unit)
     together, largest = int(sizes[sizes > 1].sum()), int(sizes.max(initial=0))
-    with writing(target), atomic_directory(target) as directory:
-        files = {name: (directory / f"{name}.jsonl").open("wb") for name in names}
-        try:
-            number = 0
-            for line in rows.lines("writing"):
-                if not seen.usable[line.index]:
-                    continue
-                side = SIDES[sides[number]]
-                files[side].write(line.line)
-                counts[side] += 1
-                if labels:
-                    classes[labels[seen.classes[number]]][side] += 1
-                number += 1
-        finally:
-            for file in files.values():
-                file.close()
-        paths = {name: directory / f"{name}.jsonl" for name in names}
-        outcome = {"rows": dict(counts), "malformed": seen.malformed.rows, "together": together}
-        outputs = {path: counts[name] for name, path in paths.items()}
-        write_origin(directory / f"split{SUFFIX}", "split", rows.fingerprints, settings, outputs, outcome)
+    files = {name: (directory / f"{name}.jsonl").open("wb") for name in names}
+    try:
+        number = 0
+        for line in rows.lines("writing"):
+            if not seen.usable[line.index]:
+                continue
+            side = SIDES[sides[number]]
+            files[side].write(line.line)
+            counts[side] += 1
+            if labels:
+                classes[labels[seen.classes[number]]][side] += 1
+            number += 1
+    finally:
+        for file in files.values():
+            file.close()
+    paths = {name: directory / f"{name}.jsonl" for name in names}
+    outcome = {"rows": dict(counts), "malformed": seen.malformed.rows, "together": together}
+    outputs = {path: counts[name] for name, path in paths.items()}
+    write_origin(directory / f"split{SUFFIX}", "split", rows.fingerprints, settings, outputs, outcome)
     written = {name: target / f"{name}.jsonl" for name in names}
     return Split(written, dict(counts), classes, together, largest, seen.malformed.by_count())

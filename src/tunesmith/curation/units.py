@@ -1,12 +1,15 @@
 """Rows that must not be separated: with the same input, in the same group, or nearly the same."""
 
+from array import array
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tunesmith.checks.near_runs import Sets, similar_rows
-from tunesmith.checks.shingles import Shingled, shingled
+from tunesmith.checks.near_runs import EVERY, Sets, similar_rows
+from tunesmith.checks.shingles import BANDS, shingled
 from tunesmith.checks.sketch import hash_of, normalized
 
 BATCH = 1024
@@ -53,46 +56,66 @@ class NearGroups:
 
     The similarity of texts that share a band of their MinHash sketches is computed exactly. Unlike the duplicates that
     a check marks, a chain of texts, each like the next, is one group: none may be separated from one that is like it.
+    The sketches are made beside what reads the texts, and are on disk.
+
+    Args:
+        directory: for the sketches; it is created.
     """
 
-    def __init__(self) -> None:
-        self._known: dict[int, int] = {}
+    def __init__(self, directory: Path) -> None:
+        directory.mkdir()
+        self._paths = {name: directory / f"{name}.bin" for name in ("shingles", "counts", "bands")}
+        self._hashes = array("Q")
         self._waiting: list[str] = []
-        self._parts: list[Shingled] = []
+        self._maker = ThreadPoolExecutor(1)
+        self._made: Future[None] | None = None
 
-    def add(self, text: str) -> int:
-        """Add a text.
+    def __enter__(self) -> "NearGroups":
+        return self
 
-        Args:
-            text: any.
+    def __exit__(self, *error: object) -> None:
+        self._maker.shutdown()
 
-        Returns:
-            Its number; those that differ in case and white space alone have the same.
-        """
+    def add(self, text: str) -> None:
+        """Add a text."""
         plain = normalized(text)
-        key = hash_of(plain)
-        if key not in self._known:
-            self._known[key] = len(self._known)
-            self._waiting.append(plain)
-            if len(self._waiting) == BATCH:
-                self._sketch()
-        return self._known[key]
+        self._hashes.append(hash_of(plain))
+        self._waiting.append(plain)
+        if len(self._waiting) == BATCH:
+            self._sketch()
 
     def groups(self) -> Numbers:
-        """The group of each number (numbers,)."""
+        """The group of each text, in the order in which they were added (texts,); nothing can be added any more."""
         self._sketch()
-        count = len(self._known)
-        if not count:
+        self._finish()
+        if not self._hashes:
             return np.empty(0, np.int64)
-        shingles, counts, bands = (
-            np.concatenate([getattr(part, name) for part in self._parts]) for name in ("shingles", "counts", "bands")
-        )
-        # Each text once to look up and once to be found: so it is compared with all others, not with representatives.
-        twice = Sets(*(np.concatenate([array, array]) for array in (shingles, counts, bands)))
-        pairs = similar_rows(twice, given=count)
-        return _connected(pairs.rows - count, pairs.others, count)
+        hashes = np.frombuffer(self._hashes, np.uint64)
+        _, first, numbers = np.unique(hashes, return_index=True, return_inverse=True)
+        repeats = np.ones(len(hashes), np.bool_)
+        repeats[first] = False
+        counts = np.fromfile(self._paths["counts"], np.uint32)
+        sets = Sets(self._mapped("shingles"), counts, self._mapped("bands").reshape(-1, BANDS))
+        pairs = similar_rows(sets, skip=repeats, given=EVERY)
+        groups: Numbers = _connected(pairs.rows, pairs.others, len(hashes))[first][numbers]
+        return groups
 
     def _sketch(self) -> None:
-        if self._waiting:
-            self._parts.append(shingled(self._waiting))
-            self._waiting = []
+        """Begin with the texts that wait."""
+        self._finish()
+        self._made = self._maker.submit(self._write, self._waiting)
+        self._waiting = []
+
+    def _finish(self) -> None:
+        if self._made is not None:
+            self._made.result()
+
+    def _write(self, texts: list[str]) -> None:
+        found = shingled(texts)
+        for name, path in self._paths.items():
+            with path.open("ab") as file:
+                getattr(found, name).tofile(file)
+
+    def _mapped(self, name: str) -> NDArray[np.uint32]:
+        path = self._paths[name]
+        return np.memmap(path, np.uint32, "r") if path.stat().st_size else np.empty(0, np.uint32)

@@ -209,7 +209,8 @@ int64_t near_runs(const uint32_t *keys, const int64_t *order, int64_t n, int64_t
                 }
                 rows[found] = row, others[found] = other, similarities[found++] = similarity;
             }
-            if (is_new && (row < given || !given) && count < REPRESENTATIVES) representatives[count++] = row;
+            int is_kept = given < 0 || (is_new && (row < given || !given));
+            if (is_kept && count < REPRESENTATIVES) representatives[count++] = row;
         }
         begin = end;
     }
