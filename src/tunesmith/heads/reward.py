@@ -30,6 +30,7 @@ class RewardHead(RegressionHead):
     kind: ClassVar[str] = "reward"
     commands: ClassVar[tuple[Command, ...]] = ("reward",)
     needs_fp32: ClassVar[bool] = False
+    reads_turn_end: ClassVar[bool] = True
 
     labels: tuple[str, ...] = (LABEL,)
 
@@ -87,6 +88,7 @@ class GradedRewardHead(MultiLabelHead):
     kind: ClassVar[str] = "graded_reward"
     commands: ClassVar[tuple[Command, ...]] = ("reward",)
     has_probabilities: ClassVar[bool] = False
+    reads_turn_end: ClassVar[bool] = True
 
     @property
     def metrics(self) -> tuple[str, ...]:

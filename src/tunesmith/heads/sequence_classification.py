@@ -44,6 +44,9 @@ class SequenceClassificationHead(NewHead):
     problem_type: ClassVar[str] = "single_label_classification"
     """transformers' name of the problem."""
 
+    reads_turn_end: ClassVar[bool] = False
+    """Whether it reads the token that ends a chat's last turn, and not what the template writes after it."""
+
     @property
     def metrics(self) -> tuple[str, ...]:
         return ("accuracy", "macro_f1", "calibration_error")

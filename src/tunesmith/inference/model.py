@@ -88,9 +88,17 @@ class Model(WritingModel):
         Raises:
             UserError: the model is no reward model, the template cannot render a chat, or a completion is missing.
         """
-        if "reward" not in self.head.commands and len(self.head.labels) != 1:
+        if "reward" in self.head.commands:
+            return [float(outputs.sum()) for outputs in self._ends(prompts, completions)]
+        # It needs objectives, which other verbs do not import.
+        from tunesmith.inference.rating import Rater, chat_of, rates_answers
+
+        if not rates_answers(self.head):
             self.require("reward")
-        return [float(outputs.sum()) for outputs in self._ends(prompts, completions)]
+        rater = Rater(self)
+        with template_errors():
+            rows = [rater.ids(chat_of(*pair)) for pair in _pairs(prompts, completions)]
+        return rater.scores([rater.truncated(row) for row in rows])
 
     def grades(self, prompts: Chat | Sequence[Chat], completions: Chat | Sequence[Chat]) -> list[dict[str, float]]:
         """How a graded reward model grades answers.
@@ -116,11 +124,8 @@ class Model(WritingModel):
         """The head's outputs (1, outputs) at the end of each answer."""
         from tunesmith.inference.rewards import ends_of  # it needs objectives, which other verbs do not import
 
-        asked, answers = _several(prompts), _several(completions)
-        if len(asked) != len(answers):
-            raise UserError(f"reward needs a completion for each prompt: {len(answers)} for {len(asked)} prompts.")
         with template_errors():
-            return ends_of(self.model, Renderer(self.tokenizer), self.head, asked, answers)
+            return ends_of(self.model, Renderer(self.tokenizer), self.head, _pairs(prompts, completions))
 
     def step_rewards(self, prompt: Chat, steps: Sequence[str]) -> list[float]:
         """What a process reward model says of an answer's steps.
@@ -177,6 +182,14 @@ def load(
         UserError: nothing of that name exists, the run has not finished, or the machine has no such device.
     """
     return Model(name, device, precision, weights, concurrent, cache)
+
+
+def _pairs(prompts: Chat | Sequence[Chat], completions: Chat | Sequence[Chat]) -> list[tuple[Chat, Chat]]:
+    """Each prompt with its completion."""
+    asked, answers = _several(prompts), _several(completions)
+    if len(asked) != len(answers):
+        raise UserError(f"reward needs a completion for each prompt: {len(answers)} for {len(asked)} prompts.")
+    return list(zip(asked, answers, strict=True))
 
 
 def _several(chats: Chat | Sequence[Chat]) -> list[Chat]:

@@ -23,7 +23,7 @@ SOURCE = Source("chats", 1)
 
 
 def ends_of(
-    model: PreTrainedModel, renderer: Renderer, head: Head, prompts: Sequence[Chat], completions: Sequence[Chat]
+    model: PreTrainedModel, renderer: Renderer, head: Head, pairs: Sequence[tuple[Chat, Chat]]
 ) -> list[NDArray[np.float32]]:
     """The head's outputs (1, outputs) at the last token of each completion, packed as in training.
 
@@ -31,17 +31,17 @@ def ends_of(
         model: in evaluation mode; it gets document attention.
         renderer: of the model's tokenizer.
         head: what the model ends in.
-        prompts: a question or the turns of a chat, each.
-        completions: an answer or its turns, each.
+        pairs: a question or the turns of a chat, and an answer or its turns, each.
 
     Raises:
         UnusableError: the chat template cannot render one.
     """
     rows = []
-    for number, (prompt, completion) in enumerate(zip(prompts, completions, strict=True), 1):
-        answer = Completion(_turns(completion, "assistant"), 0.0)
+    for number, (prompt, completion) in enumerate(pairs, 1):
+        answer = Completion(turns_of(completion, "assistant"), 0.0)
         rendering = renderer.completions(
-            Example(Source("chats", number), messages=_turns(prompt, "user"), completions=(answer,)), with_targets=True
+            Example(Source("chats", number), messages=turns_of(prompt, "user"), completions=(answer,)),
+            with_targets=True,
         )
         ids, mask, lengths = joined(renderer.tokenize_many(rendering.completions), on_last_token=True)
         rows.append((ids, mask, Source("chats", number), (0.0,), (tuple(lengths), (0.0,))))
@@ -65,12 +65,13 @@ def step_rewards_of(
     """
     texts = (*(f"{step}{STEP_END}" for step in steps[:-1]), steps[-1])
     answer: Message = {"role": "assistant", "content": "".join(texts)}
-    example = Example(SOURCE, messages=(*_turns(prompt, "user"), answer), others=texts)
+    example = Example(SOURCE, messages=(*turns_of(prompt, "user"), answer), others=texts)
     targets = (0.0,) * len(texts)
     ((ids, mask),) = renderer.tokenize_many([renderer.steps(example, targets)])
     (output,) = row_outputs(head, model, TokenTable.build([(ids, mask, SOURCE, targets)]), TOKENS)
     return [float(value) for value in output[:, 0]]
 
 
-def _turns(chat: Chat, role: str) -> tuple[Message, ...]:
+def turns_of(chat: Chat, role: str) -> tuple[Message, ...]:
+    """The turns of a chat; a text is one turn of that role."""
     return ({"role": role, "content": chat},) if isinstance(chat, str) else tuple(chat)

@@ -16,6 +16,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from tunesmith.errors import UserError
+from tunesmith.inference.rating import rates_answers
 from tunesmith.serving import metrics
 from tunesmith.serving.adapters import ServedAdapters
 from tunesmith.serving.answering import Answering
@@ -25,11 +26,15 @@ from tunesmith.serving.completions import Completions
 from tunesmith.serving.errors import ApiError, internal_error, on_api_error, unknown_model
 from tunesmith.serving.guards import guards
 from tunesmith.serving.prompts import Prompts
+from tunesmith.serving.ratings import Ratings
 from tunesmith.serving.responses import Responses
 from tunesmith.serving.service import Service
 from tunesmith.serving.vectors import Vectors
 
 Endpoint = Callable[[Request], Awaitable[Response]]
+
+WATCHED = ("/health", "/ready", "/metrics")
+"""What watches the server asks for again and again; it is not in the log."""
 
 log = logging.getLogger("tunesmith.serving")
 
@@ -78,7 +83,8 @@ def _endpoints(service: Service) -> list[tuple[str, str, Endpoint]]:
     found = dict(zip(paths, writing, strict=False))
     found |= {"/v1/embeddings": vectors.embeddings} if "embed" in commands else {}
     found |= {"/v1/classify": vectors.classify} if "classify" in commands else {}
-    others = [*paths, "/v1/embeddings", "/v1/classify"]
+    found |= {"/pooling": Ratings(service)} if rates_answers(service.model.head) else {}
+    others = [*paths, "/v1/embeddings", "/v1/classify", "/pooling"]
     return always + [(path, "POST", found.get(path, about.not_this_model)) for path in others]
 
 
@@ -200,7 +206,7 @@ def _counted(service: Service, path: str, endpoint: Endpoint) -> Endpoint:
             log.exception("%s failed.", path)
             response = internal_error().response()
         service.metrics.requests.labels(request.state.model, path, str(response.status_code)).inc()
-        if path.startswith("/v1/"):
+        if path not in WATCHED:
             milliseconds = 1000 * (time.perf_counter() - started)
             log.info("%s %s %d, %.0f ms to the first byte", request.method, path, response.status_code, milliseconds)
         return response
