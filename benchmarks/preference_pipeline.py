@@ -142,7 +142,7 @@ def distance(run: Path) -> dict[str, float | None]:
 
 def agreement_of_judge(base: str, pairs: Sequence[dict[str, Any]]) -> float:
     """The share of pairs of which the base, as a judge, gives the better answer the higher score; a tie is a half."""
-    from tunesmith.rewards.models import JudgeReward
+    from tunesmith.rewards.judge import JudgeReward
 
     judge = JudgeReward(model=base, rubric="The answer is polite, and it is short.")
     prompts = [row["prompt"] for row in pairs]

@@ -179,8 +179,8 @@ REWARDS = Registry(
         "language": "tunesmith.rewards.shape:Language",
         "repetition": "tunesmith.rewards.shape:Repetition",
         "code": "tunesmith.rewards.code:Code",
-        "classifier": "tunesmith.rewards.models:Classifier",
-        "judge": "tunesmith.rewards.models:JudgeReward",
+        "classifier": "tunesmith.rewards.classifier:Classifier",
+        "judge": "tunesmith.rewards.judge:JudgeReward",
     },
 )
 """Reward functions: the name → the class, imported on first use."""

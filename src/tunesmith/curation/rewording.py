@@ -11,7 +11,7 @@ from tunesmith.data.appended_rows import AppendedRows
 from tunesmith.data.example import Malformed, Row
 from tunesmith.errors import UserError
 from tunesmith.inference.model import Model
-from tunesmith.inference.openai_client import OpenAIClient
+from tunesmith.inference.openai_client import OpenAIClient, is_address
 from tunesmith.inference.sampling import Sampling
 from tunesmith.subjects.local_subject import LocalSubject
 from tunesmith.subjects.served_subject import ServedSubject
@@ -105,9 +105,8 @@ class Writer:
 
 
 def _subject(name: str) -> Subject:
-    if name.startswith(("http://", "https://")):
-        address, _, served = name.partition("#")
-        return ServedSubject(name, OpenAIClient(address, served or None), 8)
+    if is_address(name):
+        return ServedSubject(name, OpenAIClient.of(name), 8)
     return LocalSubject(Path(name).name, Model(name), keeps=False)
 
 

@@ -48,8 +48,19 @@ class OpenAIClient:
     """
 
     def __init__(self, url: str, model: str | None = None, key: str | None = None) -> None:
-        self.url = url.rstrip("/").removesuffix("/v1") + "/v1"
+        self._address = url.rstrip("/").removesuffix("/v1")
+        self.url = f"{self._address}/v1"
         self._model, self._key = model, key or os.environ.get(KEY_VARIABLE)
+
+    @classmethod
+    def of(cls, name: str) -> "OpenAIClient":
+        """A server and its model by one name.
+
+        Args:
+            name: `http://HOST:PORT/v1#MODEL`, or without `#MODEL`: the first one that the server lists.
+        """
+        url, _, model = name.partition("#")
+        return cls(url, model or None)
 
     @cached_property
     def model(self) -> str:
@@ -69,7 +80,7 @@ class OpenAIClient:
         """Send a request, again if the server is busy.
 
         Args:
-            path: below `/v1`.
+            path: below `/v1`; with a slash before it, below the server's own address.
             body: its fields besides `model`; without any, it is a GET.
 
         Returns:
@@ -126,14 +137,15 @@ class OpenAIClient:
         """The reply to this body, or to a GET, not read yet."""
         headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {self._key}"} if self._key else {})
         data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(f"{self.url}/{path}", data, headers)
+        url = f"{self._address}{path}" if path.startswith("/") else f"{self.url}/{path}"
+        request = urllib.request.Request(url, data, headers)
         for pause in (*PAUSES, None):
             try:
                 return urllib.request.urlopen(request, timeout=SECONDS)
             except urllib.error.HTTPError as error:
                 if error.code not in BUSY or pause is None:
                     why = error_message(error.read())
-                    message = f"{self.url}/{path} answers {error.code}: {why}{self._advice(error)}"
+                    message = f"{url} answers {error.code}: {why.rstrip('.')}.{self._advice(error)}"
                     raise RefusedError(message, error.code, why) from None
                 after = error.headers.get("Retry-After", "")
                 time.sleep(float(after) if after.isdigit() else pause)
@@ -148,6 +160,15 @@ class OpenAIClient:
         return f" Set {KEY_VARIABLE} to a key of the server." if error.code in (401, 403) else ""
 
 
+def is_address(name: str) -> bool:
+    """Whether a model's name is that of one on a server.
+
+    Args:
+        name: as a user gives it.
+    """
+    return name.startswith(("http://", "https://"))
+
+
 def error_message(body: bytes) -> str:
     """What a server says of an error.
 
@@ -155,9 +176,9 @@ def error_message(body: bytes) -> str:
         body: of its reply.
 
     Returns:
-        The message, or the beginning of the body if there is none.
+        The message, or the beginning of the body in one line if there is none.
     """
     try:
         return str(json.loads(body)["error"]["message"])
     except (ValueError, KeyError, TypeError):
-        return body[:200].decode(errors="replace")
+        return " ".join(body[:200].decode(errors="replace").split())

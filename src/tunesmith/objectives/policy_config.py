@@ -24,8 +24,9 @@ class PolicyConfig(ObjectiveConfig, ABC):
     """The functions that score a completion; the reward is the weighted sum of their scores."""
 
     reward: str | None = None
-    """A reward model that scores a completion, with weight 1: a run with objective `reward`, or a sequence classifier
-    with one output. It reads text, so that its tokenizer may be another."""
+    """A reward model that scores a completion, with weight 1: a run with objective `reward`, a sequence classifier with
+    one output, or either on a server with vLLM's pooling API as `http://HOST:PORT/v1#MODEL`. It reads text, so that its
+    tokenizer may be another."""
 
     group_size: int = Field(default=1, ge=1)
     """Completions of each prompt."""
