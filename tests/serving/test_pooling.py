@@ -119,6 +119,15 @@ def test_a_request_that_cannot_be_rated_is_refused(
     assert message in found[1]
 
 
+@pytest.mark.parametrize("field", ["messages", "input", "role", "content", "tool_calls", "reasoning_content"])
+def test_any_value_of_a_field_is_rated_or_refused(server: Served, field: str) -> None:
+    values: list[Any] = [None, True, -1, 1e308, "", "\ud800", "<think>", [], {}, [[[]]], {"a": {"b": 1}}, ["\0"], [{}]]
+    for value in values:
+        inside = {"messages": [*chat("a")[:1], {**chat("a")[1], field: value}]}
+        found = post(server, **({field: value} if field in ("messages", "input") else inside))
+        assert isinstance(found, dict) or found[0] == 400, (value, found)
+
+
 def test_requests_that_wait_are_computed_in_one_batch(server: Served) -> None:
     alone = [value for answer in ANSWERS for value in scores(server, messages=chat(answer))]
     free, passes = threading.Event(), list[int]()
