@@ -231,11 +231,13 @@ def test_serve_stores_keys_and_values_in_int8(letters: Path, computed: list[Page
 @shows("tunesmith serve --concurrent", "tunesmith serve --queue", "tunesmith serve --max-tokens")
 @shows("tunesmith serve --timeout")
 def test_serve_takes_on_no_more_than_its_limits(tiny_model: Path) -> None:
-    def use(address: str) -> None:
+    def use_up_the_time(address: str) -> None:
         with pytest.raises(openai.BadRequestError, match="writes at most 400"):
             chat(address, max_completion_tokens=401)
         with pytest.raises(openai.APIStatusError, match="more than 1 seconds"):
             chat(address, n=100, max_completion_tokens=400, extra_body={"regex": "[a-z]{400}"})
+
+    def fill_the_queue(address: str) -> None:
         with openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0) as client:
             fields: dict[str, Any] = {"model": "llama", "messages": QUESTION, "max_completion_tokens": 400}
             events = iter(client.chat.completions.create(**fields, n=20, stream=True))
@@ -243,8 +245,9 @@ def test_serve_takes_on_no_more_than_its_limits(tiny_model: Path) -> None:
             with pytest.raises(openai.RateLimitError, match="wait already"):
                 chat(address, n=20)
 
-    limits = ["--concurrent", 1, "--queue", 20, "--max-tokens", 400, "--timeout", 1]
-    serve(tiny_model, "--port", 0, *limits, then=use)
+    limits = ["--concurrent", 1, "--max-tokens", 400]
+    serve(tiny_model, "--port", 0, *limits, "--timeout", 1, then=use_up_the_time)
+    serve(tiny_model, "--port", 0, *limits, "--queue", 20, then=fill_the_queue)
 
 
 @shows("tunesmith serve --prompt")
