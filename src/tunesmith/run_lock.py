@@ -9,7 +9,7 @@ import errno
 import logging
 import os
 import platform
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -52,6 +52,21 @@ def output_lock(path: Path) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def turn_lock(path: Path, waiting: Callable[[], None]) -> Iterator[None]:
+    """As `output_lock`, but wait until the others have finished.
+
+    Args:
+        path: of the output; its directory must exist.
+        waiting: called before a wait, if there is one.
+
+    Raises:
+        UserError: nothing can be written beside it.
+    """
+    with _locked(path.with_name(f".{path.name}{LOCK_FILE}"), path, "", waiting):
+        yield
+
+
 def refuse_locked(directory: Path, advice: str | None = None) -> None:
     """Change nothing; only refuse a directory that another process is writing.
 
@@ -75,9 +90,9 @@ def _of_run(directory: Path) -> str:
 
 
 @contextmanager
-def _locked(path: Path, locked: Path, advice: str) -> Iterator[None]:
+def _locked(path: Path, locked: Path, advice: str, waiting: Callable[[], None] | None = None) -> Iterator[None]:
     """Lock the file at `path`, which stands for what is `locked`, and remove it at the end."""
-    handle = _locked_file(path, locked, advice)
+    handle = _locked_file(path, locked, advice, waiting)
     if handle is None:
         yield
         return
@@ -90,7 +105,7 @@ def _locked(path: Path, locked: Path, advice: str) -> Iterator[None]:
         _close(open_handles)
 
 
-def _locked_file(path: Path, locked: Path, advice: str) -> int | None:
+def _locked_file(path: Path, locked: Path, advice: str, waiting: Callable[[], None] | None) -> int | None:
     """The open and locked file; None where its file system has no locks."""
     while True:
         try:
@@ -98,7 +113,10 @@ def _locked_file(path: Path, locked: Path, advice: str) -> int | None:
         except OSError as error:
             raise UserError(f"{locked} cannot be written: {error.strerror}.") from None
         try:
-            _lock(handle, locked, advice, exclusive=True)
+            if waiting is None:
+                _lock(handle, locked, advice, exclusive=True)
+            else:
+                _wait(handle, waiting)
         except UserError:
             os.close(handle)
             raise
@@ -125,18 +143,35 @@ def _lock(handle: int, locked: Path, advice: str, exclusive: bool) -> None:
         OSError: the file system has no locks.
     """
     try:
-        import fcntl
-    except ImportError:  # Windows
-        raise OSError(errno.ENOSYS, "the system has no flock") from None
-
-    try:
-        fcntl.flock(handle, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+        _flock(handle, exclusive, waits=False)
     except BlockingIOError:
         owner = os.pread(handle, 200, 0).decode(errors="replace").strip()
         raise UserError(
             f"{locked} is being written by {f'process {owner}' if owner else 'another process'}. Wait until that "
             f"has finished, or {advice}"
         ) from None
+
+
+def _wait(handle: int, waiting: Callable[[], None]) -> None:
+    """Lock the open file, and wait for it if another process or thread has locked it.
+
+    Raises:
+        OSError: the file system has no locks.
+    """
+    try:
+        _flock(handle, exclusive=True, waits=False)
+    except BlockingIOError:
+        waiting()
+        _flock(handle, exclusive=True, waits=True)
+
+
+def _flock(handle: int, exclusive: bool, waits: bool) -> None:
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        raise OSError(errno.ENOSYS, "the system has no flock") from None
+
+    fcntl.flock(handle, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | (0 if waits else fcntl.LOCK_NB))
 
 
 def _sign(handle: int) -> None:

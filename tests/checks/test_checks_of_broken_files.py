@@ -2,8 +2,11 @@
 
 import gzip
 import json
+import os
 from contextlib import suppress
 from pathlib import Path
+from threading import Thread
+from time import sleep
 
 import pytest
 from hypothesis import given, settings
@@ -57,6 +60,58 @@ def test_a_file_in_utf_16_is_one_named_row() -> None:
     Path("a.jsonl").write_bytes(ROW.decode().encode("utf-16"))
     (mark,) = check_data("a.jsonl")["malformed"].marks
     assert (mark.source.row, "UTF-16" in mark.detail) == (1, True)
+
+
+@pytest.mark.parametrize(("name", "content"), [("a.json", ""), ("a.csv", ""), ("a.csv", "question,answer\n")])
+def test_a_file_without_rows_is_checked(name: str, content: str) -> None:
+    Path(name).write_text(content)
+    checks = check_data(name)
+    assert (checks.rows, [each.name for each in checks.results if each.count]) == (0, [])
+
+
+def test_a_pipe_is_refused_because_it_would_never_end() -> None:
+    Path("rows").mkdir()
+    os.mkfifo("rows/a.jsonl")
+    for path in ("rows", "rows/a.jsonl"):
+        with pytest.raises(UserError, match=r"^rows/a.jsonl is a pipe.* Save it as a file\.$"):
+            check_data(path)
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        pytest.param(b"[" * 100_000 + b"\n", "nested more than 200 levels deep", id="deep"),
+        pytest.param(b'{"question": ' + b"9" * 5000 + b"}\n", "a number of more than 4,300 digits", id="a long number"),
+    ],
+)
+def test_what_python_refuses_to_read_is_said_in_words(line: bytes, reason: str) -> None:
+    Path("a.jsonl").write_bytes(ROW + line)
+    assert check_data("a.jsonl")["malformed"].first(1)[0].detail == reason
+    Path("a.json").write_bytes(b"[" + line + b"]")
+    assert reason in check_data("a.json")["malformed"].first(1)[0].detail
+
+
+def test_two_checks_of_the_same_rows_at_once_find_what_one_finds() -> None:
+    rows = [json.dumps({"question": f"What is {n}?", "answer": f"It is {n}."}) for n in range(200)]
+    Path("a.jsonl").write_text("\n".join(rows))
+    found: list[DataChecks] = []
+    others: list[Thread] = []
+
+    def check_too(event: dict[str, object]) -> None:
+        if not others:
+            others.append(Thread(target=lambda: found.append(check_data("a.jsonl", subscribers=[waited.append]))))
+            others[0].start()
+            while not waited:
+                sleep(0.01)
+
+    waited: list[dict[str, object]] = []
+    found.append(check_data("a.jsonl", subscribers=[check_too]))
+    others[0].join()
+    assert waited[0]["what"] == "waiting for the same check"
+    assert [(each.rows, each.cached, each["exact_duplicates"].count) for each in found] == [
+        (200, False, 0),
+        (200, True, 0),
+    ]
 
 
 def test_a_very_long_line_is_one_row() -> None:

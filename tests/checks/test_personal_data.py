@@ -76,4 +76,6 @@ def test_what_only_looks_like_personal_data_is_not_found(text: str) -> None:
 def test_a_row_is_described_by_kind_and_place_without_the_whole_value() -> None:
     record = Record(Source("rows.jsonl", 1), prompt="I am ann@example.org", answer="Thanks, call +49 30 901820")
     assert PERSONAL_DATA.find(record) == ("email ann@… in the prompt, phone +49 … in the answer", 2)
+    record = Record(Source("rows.jsonl", 1), prompt="ann@example.org, ann@example.org", answer="Ask ann@example.org")
+    assert PERSONAL_DATA.find(record) == ("email ann@… in the prompt (2 times), email ann@… in the answer", 3)
     assert PERSONAL_DATA.find(Record(Source("rows.jsonl", 2), prompt="", answer="nothing here")) is None

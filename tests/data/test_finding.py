@@ -313,7 +313,7 @@ def rows_in(directory: Path, name: str, content: bytes) -> list[Any]:
         ("a.json", b"[{}, {]", "a.json is not valid JSON: Expecting property name enclosed in double quotes at line 1, "
             "character 7. Fix it there; if the file is truncated, copy it again."),
         ("a.json", b"[1] [2]", "a.json is not valid JSON: Extra data at line 1, character 5"),
-        ("a.json", b"[" * 100_000, "a.json is not valid JSON: "),
+        ("a.json", b"[" * 100_000, "a.json is nested more than 200 levels deep. Write a list of rows with"),
         ("a.jsonl", b"\n\n", "a.jsonl holds no rows"),
         ("a.csv", b"", "a.csv holds no rows"),
         ("a.csv", b"q,a\n", "a.csv holds no rows"),
@@ -351,7 +351,7 @@ def test_a_file_without_read_permission_is_a_one_line_error(tmp_path: Path, monk
     ("line", "message"),
     [
         (b"{]", "not valid JSON: Expecting property name enclosed in double quotes (character 2 of the line)"),
-        (b"[" * 100_000, "not valid JSON: "),
+        (b"[" * 100_000, "nested more than 200 levels deep"),
         (b"[1]", "a list, not an object with named columns"),
         (b"true", "true or false, not an object with named columns"),
         (b"null", "null, not an object with named columns"),
@@ -364,7 +364,7 @@ def test_a_file_without_read_permission_is_a_one_line_error(tmp_path: Path, monk
 def test_a_value_that_is_not_a_row_is_malformed_in_jsonl_and_json(
     line: bytes, message: str, kind: str, tmp_path: Path
 ) -> None:
-    if kind == "json" and message.startswith("not valid"):
+    if kind == "json" and message.startswith(("not valid", "nested")):
         return
     content = b'{"a": 1}\n' + line if kind == "jsonl" else b'[{"a": 1}, ' + line + b"]"
     first, second = rows_in(tmp_path, f"rows.{kind}", content)

@@ -5,6 +5,7 @@ import random
 import re
 from xml.etree import ElementTree
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -43,6 +44,14 @@ def test_names_are_escaped_and_charts_without_data_are_empty() -> None:
     assert all("<script" not in chart and svg_of(chart).attrib["aria-label"] for chart in charts)
     assert line_chart("t", "x", "y", [Line("n", [(0, math.nan)], "raw")]) == ""
     assert bar_chart("t", "x", "y", []) == interval_chart("t", "u", [("a", math.nan, (0, 1), "base")]) == ""
+
+
+@pytest.mark.parametrize(
+    ("labels", "shown"), [(["≤ 8", "≤ 16", "≤ 32"], 3), ([f"≤ {2**n:,}" for n in range(6, 20)], 5)]
+)
+def test_labels_of_bars_do_not_overlap(labels: list[str], shown: int) -> None:
+    chart = bar_chart("Lengths", "characters", "rows", [(label, 1.0) for label in labels])
+    assert sum(f">{label}</text>" in chart for label in labels) == shown
 
 
 def test_a_value_that_is_not_finite_leaves_a_gap() -> None:

@@ -9,6 +9,7 @@ import pytest
 from tunesmith.checks.driver import check_data, subject_of
 from tunesmith.checks.rows_again import read_again
 from tunesmith.data.example import Malformed, Source
+from tunesmith.report.data_checks import Asked
 from tunesmith.report.data_checks_page import write_checks_page
 
 SECRET = "ghp_" + "aB3dE6gH9jK2mN5pQ8sT1vW4yZ7cF0xL3nR6"
@@ -29,7 +30,9 @@ def rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def page(*names: str) -> str:
     found = check_data("rows.jsonl", only=names)
     subject = subject_of("rows.jsonl", [])
-    path = write_checks_page(Path("page.html"), found, subject.files, subject.others, ["rows.jsonl"])
+    path = write_checks_page(
+        Path("page.html"), found, subject.files, subject.others, Asked(["rows.jsonl"], ["held out.jsonl"])
+    )
     return unescape(path.read_text(encoding="utf-8"))
 
 
@@ -43,7 +46,8 @@ def test_marked_rows_are_shown_in_their_place_and_without_secrets() -> None:
     assert "<b>now</b>" not in Path("page.html").read_text()  # texts are escaped
     assert "rows.jsonl row 8, repeated 2 times" in text
     assert "by rows.jsonl row 10, rows.jsonl row 11" in text
-    assert "tunesmith data check rows.jsonl --only " in text
+    assert "tunesmith data check rows.jsonl --against 'held out.jsonl' --rows 20\n" in text
+    assert "tunesmith data clean rows.jsonl --against 'held out.jsonl' --output clean.jsonl\n" in text
     assert "female (gender)" in text
 
 
@@ -57,6 +61,16 @@ def test_the_worst_rows_of_a_check_come_first() -> None:
     )
     assert "rows.jsonl row 6: email" not in text
     assert "7 rows, the worst 5 of them here" in text
+
+
+@pytest.mark.parametrize("characters", [120, 680])
+def test_no_part_of_a_secret_is_shown_where_a_text_is_cut(characters: int) -> None:
+    texts = ["What?", "x y z " * (characters // 6) + f" {SECRET} <b>now</b>\x00.", "Why?"]
+    lines = [json.dumps({"question": text, "answer": "It is."}) for text in (*texts, "<b>what</b>")]
+    Path("rows.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    text = page()
+    assert SECRET[:6] not in text
+    assert "\x00" not in text
 
 
 def test_the_page_is_one_file_that_loads_nothing() -> None:

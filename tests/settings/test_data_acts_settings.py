@@ -163,11 +163,13 @@ def test_review_asks_for_one_key_a_row(here: Path, monkeypatch: pytest.MonkeyPat
     assert code == 0
     assert "1 of 3 · few.jsonl row 1" in out
     assert "k keep   d drop   1 a   2 c   s skip" in out
-    assert "anna has verdicts on 2 of 3 rows: 1 keep, 1 label." in out
+    assert "anna has verdicts on 2 of 3 rows; now: 1 keep, 1 label." in out
     assert [(row["reviewer"], row.get("label")) for row in read(Path("few.jsonl.verdicts.jsonl"))] == [
         ("anna", None), ("anna", "c"),
     ]  # fmt: skip
-    assert "3 of 3" in review(keys="d")[1]
+    out = review(keys="d")[1]
+    assert "3 of 3" in out
+    assert "anna has verdicts on 3 of 3 rows; now: 1 drop." in out
     review("--reviewer", "bert", "--output", "other.jsonl", keys="dd")
     assert [row["reviewer"] for row in read(Path("other.jsonl"))] == ["bert", "bert"]
     code, out = review("--reviewer", "carl", keys="x")

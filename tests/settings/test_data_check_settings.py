@@ -44,6 +44,25 @@ def test_only_the_named_checks_of_the_named_file_run() -> None:
     assert checks("--only", "exact_duplicates, malformed") == {"malformed": [3], "exact_duplicates": [5]}
 
 
+def test_a_named_check_that_does_not_run_says_what_it_needs() -> None:
+    asked = ("rows.jsonl", "--only", "malformed,leakage,unusable,label_imbalance")
+    found = " ".join(run(*asked).stdout.split())
+    assert (
+        "Not run: leakage (needs --against FILE, or a recipe that holds rows out); unusable (needs --base NAME, or a "
+        "recipe); label_imbalance (needs rows with labels)."
+    ) in found
+    assert "Not run: unusable (needs --base NAME, or a recipe)." in run(*asked, "--json").stderr
+
+
+def test_the_next_commands_name_what_was_asked_for_and_can_be_pasted() -> None:
+    write("held out.jsonl", [("HOW?", "So.")])
+    found = run("rows.jsonl", "--against", "held out.jsonl", "--only", "leakage,malformed").stdout
+    assert found.startswith("5 rows in rows.jsonl")
+    options = "--against 'held out.jsonl'"
+    assert f"  tunesmith data check rows.jsonl {options} --only leakage,malformed --rows 20\n" in found
+    assert f"  tunesmith data clean rows.jsonl {options} --output clean.jsonl\n" in found
+
+
 @shows("tunesmith data check --skip")
 def test_skipped_checks_do_not_run() -> None:
     assert set(checks()) - set(checks("--skip", "malformed,contradictions")) == {"malformed", "contradictions"}
@@ -139,9 +158,7 @@ def test_a_run_is_refused_for_errors_and_warned_of_the_rest(tiny_model: Path) ->
         with Trainer(recipe, "run", subscribers=[events.append]):
             return [event["message"] for event in events if event["event"] == "warning"]
 
-    with pytest.raises(
-        UserError, match=r"data.checks: 1 rows would do harm.*\n.*rows.jsonl row 3: the answer is empty"
-    ):
+    with pytest.raises(UserError, match=r"data.checks: 1 row would do harm.*\n.*rows.jsonl row 3: the answer is empty"):
         start(True)
     assert not Path("run").exists()
     assert any("contradictions: 1 row (rows.jsonl row 2" in message for message in start(["contradictions"]))

@@ -31,8 +31,9 @@ def check_before_training(recipe: Recipe, subscribers: Sequence[Subscriber] = ()
     found = check_data(recipe, only=() if wanted is True else wanted, subscribers=subscribers)
     if found.failed:
         lines = "".join(f"\n  {_named(result)}" for result in found.failed)
+        count = sum(result.count for result in found.failed)
         raise UserError(
-            f"data.checks: {sum(result.count for result in found.failed):,} rows would do harm.{lines}\n"
+            f"data.checks: {count:,} row{'s' if count != 1 else ''} would do harm.{lines}\n"
             "Look at them with `tunesmith data check RECIPE`, correct or remove them (`tunesmith data clean`), or take "
             "the check out of data.checks."
         )

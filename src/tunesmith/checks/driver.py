@@ -33,7 +33,8 @@ from tunesmith.config.recipe import Recipe
 from tunesmith.data.files import DataFile
 from tunesmith.data.workers import cores, in_order, workers
 from tunesmith.errors import UserError
-from tunesmith.run import Events, Subscriber
+from tunesmith.run import Events, Subscriber, writing
+from tunesmith.run_lock import turn_lock
 
 ALONE = 1 << 21
 """Bytes up to which files are checked without worker processes."""
@@ -74,8 +75,8 @@ def check_data(
         What each check found. The marks are in the user's cache, and stay until it is emptied.
 
     Raises:
-        UserError: a path does not exist, a file changes while it is read, its rows are in no known format, or a check
-            of `only` needs a model that is not named.
+        UserError: a path does not exist, a file changes while it is read, its rows are in no known format, a check of
+            `only` needs a model that is not named, or the cache cannot be written.
     """
     models = Models(encoder, toxicity, model)
     models.refuse_lacking(only)
@@ -86,12 +87,16 @@ def check_data(
     names = [name for name in names if name not in models.lacking]
     lexicon = read_lexicon(groups)
     directory = cache_directory() / "data-checks" / _key(subject, names, lexicon, models)
-    if cache:
-        with suppress(OSError, ValueError, KeyError, TypeError):
-            return read_result(directory)
-    else:
-        shutil.rmtree(directory, ignore_errors=True)
-    return _Run(subject, directory, names, lexicon, models, Events(*subscribers)).all()
+    events = Events(*subscribers)
+    with writing(directory):
+        directory.parent.mkdir(parents=True, exist_ok=True)
+    with turn_lock(directory, lambda: events.emit("progress", what="waiting for the same check", done=0, total=1)):
+        if cache:
+            with suppress(OSError, ValueError, KeyError, TypeError):
+                return read_result(directory)
+        else:
+            shutil.rmtree(directory, ignore_errors=True)
+        return _Run(subject, directory, names, lexicon, models, events).all()
 
 
 def subject_of(paths: str | Path | Recipe | Subject | Sequence[str | Path], against: Sequence[str | Path]) -> Subject:

@@ -1,5 +1,6 @@
 """A place in a text that a check marks."""
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -50,8 +51,9 @@ def described(found: dict[str, list[Finding]], shown: int = 3) -> Detail | None:
         found: by the name of the text: `the prompt`.
         shown: how many to show before the others are only counted.
     """
-    clauses = [f"{finding.hint} in {place}" for place, findings in found.items() for finding in findings]
+    clauses = Counter(f"{finding.hint} in {place}" for place, findings in found.items() for finding in findings)
     if not clauses:
         return None
-    more = f" and {len(clauses) - shown:,} more" if len(clauses) > shown else ""
-    return Detail(", ".join(clauses[:shown]) + more, len(clauses))
+    parts = [clause if count == 1 else f"{clause} ({count:,} times)" for clause, count in clauses.items()]
+    left = clauses.total() - sum(list(clauses.values())[:shown])
+    return Detail(", ".join(parts[:shown]) + (f" and {left:,} more" if left else ""), clauses.total())

@@ -79,13 +79,11 @@ class Table:
         Args:
             name: one of `COLUMNS` with one value a row.
         """
-        kind = COLUMNS[name][0]
-        offset = self.given * np.dtype(kind).itemsize
-        return np.fromfile(self.directory / f"{name}.bin", kind, self.records, offset=offset)
+        return self._read(name, self.given, self.records)
 
     def column_of_all(self, name: str) -> NDArray[Any]:
         """A column with the rows of the other files first: (given + records,)."""
-        return np.fromfile(self.directory / f"{name}.bin", COLUMNS[name][0], self.given + self.records)
+        return self._read(name, 0, self.given + self.records)
 
     def sets(self, view: str) -> Sets:
         """The rows that are checked as sets of shingles.
@@ -158,6 +156,13 @@ class Table:
             known.update(entry[name])
             if len(known) > DIFFERENT:  # those that are frequent in the set are so in its parts
                 setattr(self, name, Counter(dict(known.most_common(DIFFERENT // 2))))
+
+    def _read(self, name: str, first: int, count: int) -> NDArray[Any]:
+        """A column has no file before a row is added."""
+        kind = COLUMNS[name][0]
+        if not count:
+            return np.empty(0, kind)
+        return np.fromfile(self.directory / f"{name}.bin", kind, count, offset=first * np.dtype(kind).itemsize)
 
     def _mapped(self, name: str) -> NDArray[np.uint32]:
         path = self.directory / f"{name}.bin"

@@ -1,6 +1,7 @@
 """`tunesmith data check`: what is wrong with the data, and in which rows."""
 
 import json
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,6 +13,7 @@ from tunesmith.errors import UserError
 
 if TYPE_CHECKING:
     from tunesmith.checks.result import DataChecks
+    from tunesmith.report.data_checks import Asked
 
 FAILED = 3
 """The exit code of --strict if a check of severity error marks rows, as that of a gate that is not passed."""
@@ -61,7 +63,7 @@ def check(
     with quick_imports():
         from tunesmith.checks.driver import check_data
         from tunesmith.checks.registry import CHECKS, load
-        from tunesmith.report.data_checks import list_checks, print_checks
+        from tunesmith.report.data_checks import Asked, list_checks, not_run, print_checks
         from tunesmith.report.progress import Progress
 
     console = Console(highlight=False)
@@ -84,12 +86,19 @@ def check(
             subscribers=[progress],
             cache=cache,
         )
+    given = {"--only": only, "--skip": skip, "--base": base, "--encoder": encoder, "--toxicity": toxicity,
+             "--model": model}  # fmt: skip
+    options = [f"{name} {shlex.quote(value)}" for name, value in given.items() if value]
+    options += [f"--groups {shlex.quote(path)}" for path in groups or []]
+    asked = Asked(paths, against or [], options, _names(only))
     if report is not None:
-        _write_page(report, found, subject, against or [], paths)
+        _write_page(report, found, subject, asked)
     if as_json:
         _print_json(found, ROWS_OF_JSON if rows is None else rows)
+        for lacking in not_run(found, asked.only):
+            typer.echo(f"Not run: {lacking}.", err=True)
     else:
-        print_checks(console, found, ROWS if rows is None else rows, paths)
+        print_checks(console, found, ROWS if rows is None else rows, asked)
     if strict and found.failed:
         raise typer.Exit(FAILED)
 
@@ -101,12 +110,12 @@ def _print_json(found: "DataChecks", most: int) -> None:
             typer.echo(f"{result.name}: {most:,} of {result.count:,} rows are listed; --rows lists more.", err=True)
 
 
-def _write_page(path: Path, found: "DataChecks", subject: Any, against: list[str], what: list[str]) -> None:
+def _write_page(path: Path, found: "DataChecks", subject: Any, asked: "Asked") -> None:
     from tunesmith.checks.driver import subject_of
     from tunesmith.report.data_checks_page import write_checks_page
 
-    checked = subject_of(subject, against)
-    typer.echo(f"Wrote {write_checks_page(path, found, checked.files, checked.others, what)}.", err=True)
+    checked = subject_of(subject, asked.against)
+    typer.echo(f"Wrote {write_checks_page(path, found, checked.files, checked.others, asked)}.", err=True)
 
 
 def _with_base(paths: list[str], base: str) -> Any:

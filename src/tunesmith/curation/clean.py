@@ -22,9 +22,11 @@ from tunesmith.curation.policy import Action, policy, possible_actions
 from tunesmith.curation.rows import Item, Line, Paths, Rows
 from tunesmith.curation.verdicts import Verdict, digest_of_line, read_verdicts
 from tunesmith.data.example import Malformed
+from tunesmith.data.read import fingerprint
 from tunesmith.errors import UserError
 from tunesmith.file_hash import file_sha256
 from tunesmith.run import Subscriber, atomic_file, writing
+from tunesmith.run_lock import output_lock
 
 SENSITIVE = ("personal_data", "secrets")
 DUPLICATES = ("exact_duplicates", "near_duplicates")
@@ -110,7 +112,8 @@ def data_clean(
         What was done.
 
     Raises:
-        UserError: the rows cannot be read, an action is not possible, nothing would be left, or an output exists.
+        UserError: the rows cannot be read, an action is not possible, nothing would be left, or an output exists or is
+            being written.
     """
     target = Path(output)
     ledger = ledger_path(target)
@@ -118,24 +121,28 @@ def data_clean(
     chosen = policy(actions or {})
     opinions = read_verdicts(verdicts)
     rows = Rows(paths, subscribers)
-    checks = check_data(_subject(rows, against), only=list(chosen), subscribers=subscribers)
+    subject = _subject(rows, against)
     settings = {
-        "actions": chosen, "against": [str(path) for path in against], "verdicts": [str(path) for path in verdicts],
+        "actions": chosen,
+        "against": {each.name: each.key for each in subject.others},
+        "verdicts": fingerprint([str(path) for path in verdicts], Path.cwd()),
         "keep_secrets": keep_secrets,
-    }  # fmt: skip  # not the seed: who has it can test whether a value is behind a pseudonym
-    with (
-        writing(target),
-        atomic_file(target) as partial,
-        atomic_file(ledger) as partial_ledger,
-        partial_ledger.open("w", encoding="utf-8") as log,
-    ):
-        cleaning = _Cleaning(rows, checks, chosen, opinions, keep_secrets, seed, Writer(log))
-        cleaning.writer.begin(rows.fingerprints, settings, version("tunesmith"))
-        with partial.open("wb") as out:
-            cleaning.run(out)
-        if not cleaning.written:
-            raise UserError(f"No row would be left of {cleaning.read:,}. {_most(cleaning.dropped)}")
-        cleaning.writer.end(dict(cleaning.writer.fates), file_sha256(partial), cleaning.contents())
+    }  # not the seed: who has it can test whether a value is behind a pseudonym
+    with output_lock(target):
+        checks = check_data(subject, only=list(chosen), subscribers=subscribers)
+        with (
+            writing(target),
+            atomic_file(target) as partial,
+            atomic_file(ledger) as partial_ledger,
+            partial_ledger.open("w", encoding="utf-8") as log,
+        ):
+            cleaning = _Cleaning(rows, checks, chosen, opinions, keep_secrets, seed, Writer(log))
+            cleaning.writer.begin(rows.fingerprints, settings, version("tunesmith"))
+            with partial.open("wb") as out:
+                cleaning.run(out)
+            if not cleaning.written:
+                raise UserError(f"No row would be left of {cleaning.read:,}. {_most(cleaning.dropped)}")
+            cleaning.writer.end(dict(cleaning.writer.fates), file_sha256(partial), cleaning.contents())
     return Cleaned(
         target, ledger, cleaning.read, cleaning.written, dict(cleaning.writer.fates),
         [Done(name, checks[name].title, action, checks[name].count, cleaning.done[name])

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from tunesmith.config.recipe import Recipe
 from tunesmith.data.read import fingerprint
 from tunesmith.errors import UserError
-from tunesmith.run import Subscriber, writing
-from tunesmith.run_lock import output_lock
+from tunesmith.run import Events, Subscriber, writing
+from tunesmith.run_lock import turn_lock
 
 if TYPE_CHECKING:
     from tunesmith.curation.clean import Cleaned
@@ -48,7 +48,10 @@ def cleaned_recipe(recipe: Recipe, subscribers: Sequence[Subscriber] = ()) -> tu
     target = Path(DIRECTORY) / f"{Path(data.train[0]).stem or 'rows'}-{key}.jsonl"
     with writing(target):
         target.parent.mkdir(exist_ok=True)
-    with output_lock(target):
+    events = Events(*subscribers)
+    with turn_lock(
+        target.parent, lambda: events.emit("progress", what="waiting for another cleaning", done=0, total=1)
+    ):
         if not target.exists():
             found = data_clean(recipe, target, actions=actions, against=against, subscribers=subscribers)
             _refuse_malformed(found, data.max_malformed)

@@ -215,6 +215,8 @@ def _by_glob(pattern: Path, given: str, base_dir: Path) -> Iterator[DataFile]:
 
 def _file(path: Path, given: str, base_dir: Path, is_named: bool) -> DataFile:
     shown = _shown(path, base_dir)
+    if path.exists() and not path.is_file():
+        raise UserError(f"{shown} is a pipe, a socket or a device, which can be read only once. Save it as a file.")
     if extension_of(path) not in (*TABLES, *TEXTS):
         advice = _ADVICE.get(path.suffix.lower(), "").replace("{path}", shown)
         _refuse_unknown(extension_of(path), shown, advice or looks_like(path) or "Rename it to what it holds.")

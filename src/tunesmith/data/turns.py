@@ -113,6 +113,8 @@ def in_words(value: Any) -> str:
             return "a list"
         case dict():
             return "an object"
+        case bytes():
+            return "binary"
     return f"a {type(value).__name__}"
 
 

@@ -80,13 +80,17 @@ def line_chart(
     return caption(title, keys, note) + svg(f"{title}: {y_label} by {x_label}", parts)
 
 
+CHARACTERS = 42
+"""That labels beside each other have room for, with gaps."""
+
+
 def bar_chart(title: str, x_label: str, y_label: str, bars: Sequence[tuple[str, float]]) -> str:
     """A caption and an SVG of labeled bars. Empty if there are none."""
     if not bars:
         return ""
     frame = Frame.around([0, len(bars)], [0, *(value for _, value in bars)])
     parts = [frame.axes(x_label, y_label, x_ticks=False)]
-    every = math.ceil(len(bars) / 8)
+    every = math.ceil(len(bars) * max(len(label) for label, _ in bars) / CHARACTERS) or 1
     for index, (label, value) in enumerate(bars):
         (x, y), (_, base) = frame.to_pixels((index + 0.08, value)), frame.to_pixels((index, 0))
         width = frame.to_pixels((index + 0.92, 0))[0] - x

@@ -1,6 +1,8 @@
 """What the checks of the data found, in the terminal."""
 
+import shlex
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from rich.console import Console
 from rich.markup import escape
@@ -9,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tunesmith.checks.result import CheckResult, DataChecks
+from tunesmith.checks.subject import OF_RECIPES
 from tunesmith.report.colors import ALSO, BAD, GOOD, WARNING
 
 STYLES = {"error": f"bold {BAD}", "warning": f"bold {WARNING}", "note": f"bold {ALSO}"}
@@ -17,22 +20,47 @@ STYLES = {"error": f"bold {BAD}", "warning": f"bold {WARNING}", "note": f"bold {
 ORDER = tuple(STYLES)
 """The most severe first."""
 
+NEEDS = {
+    "leakage": "needs --against FILE, or a recipe that holds rows out",
+    **dict.fromkeys(OF_RECIPES, "needs --base NAME, or a recipe"),
+    **dict.fromkeys(("label_imbalance", "label_neighbors", "suspicious_labels"), "needs rows with labels"),
+}
+"""Why a check that was named did not run."""
+
 ROW_COLUMN = 12
 """Characters of the column with the rows' numbers, if all rows are of one file."""
 
 
-def print_checks(console: Console, found: DataChecks, most: int, what: Sequence[str]) -> None:
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What was asked for, to name it in further commands.
+
+    Attributes:
+        paths: what was checked, as the user named it.
+        against: what it was compared with.
+        options: further options of the check.
+        only: names of checks; empty for all.
+    """
+
+    paths: Sequence[str]
+    against: Sequence[str] = ()
+    options: Sequence[str] = ()
+    only: Sequence[str] = ()
+
+
+def print_checks(console: Console, found: DataChecks, most: int, asked: Asked) -> None:
     """Print what was read, a table of the checks that marked rows, the first rows of each, and what to run next.
 
     Args:
         console: to print on.
         found: by the checks.
         most: rows to list of each check.
-        what: was checked, as the user named it.
+        asked: what was asked for.
     """
     marked = sorted((result for result in found.results if result.count), key=lambda each: ORDER.index(each.severity))
     files = f"{len(found.files):,} files" if len(found.files) > 1 else found.files[0]
-    console.print(f"[bold]{found.rows:,} rows[/] in {escape(files)}{_described(found)}", soft_wrap=True)
+    rows = f"{found.rows:,} row{'s' if found.rows != 1 else ''}"
+    console.print(f"[bold]{rows}[/] in {escape(files)}{_described(found)}", soft_wrap=True)
     if marked:
         console.print(_summary(marked, found.rows))
     short = _shortener(found.files)
@@ -44,8 +72,10 @@ def print_checks(console: Console, found: DataChecks, most: int, what: Sequence[
     clean = [result.name for result in found.results if not result.count and not result.about]
     if clean:
         console.print(f"\n[bold {GOOD}]Nothing found[/] by {', '.join(clean)}.")
+    if lacking := not_run(found, asked.only):
+        console.print(f"\n[bold {WARNING}]Not run[/]: {'; '.join(lacking)}.")
     console.print("\n[bold]Next[/]")
-    for command in next_commands(marked, " ".join(what)):
+    for command in next_commands(bool(marked), asked):
         console.print(f"  {command}", markup=False, soft_wrap=True)
 
 
@@ -107,15 +137,30 @@ def _shortener(files: Sequence[str]) -> Callable[[str], str]:
     return lambda text: text.replace(f"{files[0]} row ", "row ")
 
 
-def next_commands(marked: Sequence[CheckResult], what: str) -> list[str]:
+def not_run(found: DataChecks, only: Sequence[str]) -> list[str]:
+    """Checks that were named and did not run, each with what it needs.
+
+    Args:
+        found: by the checks.
+        only: the names.
+    """
+    return [f"{name} ({NEEDS.get(name, 'no row has what it looks at')})" for name in only if name not in found]
+
+
+def next_commands(marked: bool, asked: Asked) -> list[str]:
     """What to run next.
 
     Args:
-        marked: checks that marked rows.
-        what: was checked, as the user named it.
+        marked: whether a check marked rows.
+        asked: what was asked for.
     """
-    names = ",".join(result.name for result in marked)
-    commands = [f"tunesmith data check {what} --only {names} --rows 20"] if marked else []
+    paths = shlex.join(asked.paths)
+    against = "".join(f" --against {shlex.quote(path)}" for path in asked.against)
+    options = "".join(f" {option}" for option in asked.options)
+    commands = []
     if marked:
-        commands.append(f"tunesmith data clean {what} --output clean.jsonl")
-    return [*commands, f"tunesmith data show {what.split()[0]}"]
+        commands = [
+            f"tunesmith data check {paths}{against}{options} --rows 20",
+            f"tunesmith data clean {paths}{against} --output clean.jsonl",
+        ]
+    return [*commands, f"tunesmith data show {shlex.quote(asked.paths[0])}"]

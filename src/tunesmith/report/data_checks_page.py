@@ -1,5 +1,6 @@
 """What the checks of the data found, as one HTML page."""
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from tunesmith.checks.table import Table
 from tunesmith.checks.worst import WorstRows
 from tunesmith.data.example import Malformed, Source
 from tunesmith.report.charts import bar_chart
-from tunesmith.report.data_checks import ORDER, next_commands
+from tunesmith.report.data_checks import ORDER, Asked, next_commands
 from tunesmith.report.html import fill_page
 
 PAGE = "data_checks.html.jinja"
@@ -33,6 +34,14 @@ CLUSTERS, MEMBERS = 10, 12
 
 CHARACTERS = 700
 """Of a text that are shown; how many more there are is said."""
+
+LINE = 160
+"""Characters of a row before or behind a marked one."""
+
+MARGIN = 2_000
+"""Characters behind those that are shown, so that what the cut goes through is whole."""
+
+_CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f]")
 
 BARS = 20
 """Bars of a figure; what is left is summed up."""
@@ -62,7 +71,7 @@ class ShownRow:
 
 
 def write_checks_page(
-    path: Path, found: DataChecks, files: Sequence[Input], others: Sequence[Input], what: Sequence[str]
+    path: Path, found: DataChecks, files: Sequence[Input], others: Sequence[Input], asked: Asked
 ) -> Path:
     """Write a self-contained page: figures of the rows, each check with its worst rows in their place, what to do next.
 
@@ -73,7 +82,7 @@ def write_checks_page(
         found: by the checks.
         files: that were checked.
         others: that they were compared with.
-        what: was checked, as the user named it.
+        asked: what was asked for.
 
     Returns:
         The path.
@@ -92,7 +101,7 @@ def write_checks_page(
     shown = {
         "name": ", ".join(found.files[:3]) + (f" and {len(found.files) - 3:,} more" if len(found.files) > 3 else ""),
         "outcome": _outcome(found, marked),
-        "commands": next_commands(marked, " ".join(what)),
+        "commands": next_commands(bool(marked), asked),
         "marked": [(result, result.count / max(1, found.rows)) for result in marked],
         "clean": [result for result in found.results if not result.count and not result.about],
         "said": [result for result in found.results if not result.count and result.about],
@@ -194,7 +203,14 @@ def _row(rows: Mapping[Source, Read], mark: Mark) -> ShownRow:
     file, row = mark.source.file, mark.source.row
     others = tuple((str(other), _texts(rows.get(other))) for other in islice(mark.others, 2))
     before, behind = (_line(rows.get(Source(file, number))) for number in (row - 1, row + 1))
-    return ShownRow(str(mark.source), mask(mark.detail).value, _texts(rows.get(mark.source)), before, behind, others)
+    return ShownRow(
+        str(mark.source),
+        _beginning(mark.detail, len(mark.detail)),
+        _texts(rows.get(mark.source)),
+        before,
+        behind,
+        others,
+    )
 
 
 def _texts(read: Read | None) -> tuple[ShownText, ...]:
@@ -202,7 +218,7 @@ def _texts(read: Read | None) -> tuple[ShownText, ...]:
         return ()
     texts = [*read.places(), *([("the label", read.label)] if read.label is not None else [])]
     return tuple(
-        ShownText(name.removeprefix("the "), mask(text[:CHARACTERS]).value, max(0, len(text) - CHARACTERS))
+        ShownText(name.removeprefix("the "), _beginning(text, CHARACTERS), max(0, len(text) - CHARACTERS))
         for name, text in texts
     )
 
@@ -213,5 +229,13 @@ def _line(read: Read | None) -> str:
         return f"malformed: {read.reason}"
     if read is None:
         return ""
-    text = " → ".join(" ".join(text[:200].split()) for text in (*read.texts[:2], read.label) if text)
-    return str(mask(text[:160]).value)
+    texts = (" ".join(_beginning(text, LINE).split()) for text in (*read.texts[:2], read.label) if text)
+    return " → ".join(texts)[:LINE]
+
+
+def _beginning(text: str, characters: int) -> str:
+    """The beginning of a text without personal data and secrets, and with signs for characters that no page has.
+
+    A value that is cut in two is not found any more, so it is masked before the text is cut."""
+    masked = str(mask(text[: characters + MARGIN]).value)[:characters]
+    return _CONTROL.sub(lambda match: chr(0x2400 + ord(match[0])), masked)

@@ -59,8 +59,8 @@ def reviewed_text(reviewed: "Reviewed") -> Text:
     Args:
         reviewed: of `data_review`.
     """
-    kinds = ", ".join(f"{count:,} {kind}" for kind, count in reviewed.verdicts.items()) or "none now"
-    text = Text(f"{reviewed.reviewer} has verdicts on {reviewed.done:,} of {reviewed.rows:,} rows: {kinds}.")
+    kinds = ", ".join(f"{count:,} {kind}" for kind, count in reviewed.verdicts.items()) or "none"
+    text = Text(f"{reviewed.reviewer} has verdicts on {reviewed.done:,} of {reviewed.rows:,} rows; now: {kinds}.")
     if reviewed.skipped:
         text.append(f" {reviewed.skipped:,} skipped.")
     if reviewed.malformed:

@@ -70,7 +70,8 @@ def read_delimited(stream: IO[bytes], name: str, delimiter: str, start: int = 0)
         if bad_byte is not None:
             yield not_utf8(source, bad_byte)
         elif len(fields) != len(columns):
-            yield Malformed(source, f"{len(fields)} fields, but the header names {len(columns)} ({', '.join(columns)})")
+            count = f"{len(fields)} field{'s' if len(fields) != 1 else ''}"
+            yield Malformed(source, f"{count}, but the header names {len(columns)} ({', '.join(columns)})")
         elif any("\0" in field for field in fields):
             yield Malformed(source, "holds a NUL byte, which is no text")
         else:

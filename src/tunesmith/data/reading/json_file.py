@@ -2,12 +2,13 @@
 
 import json
 import re
+import sys
 from collections.abc import Iterator
 from io import BytesIO
 from typing import IO
 
 from tunesmith.data.example import Malformed, Row, Source
-from tunesmith.data.reading.json_lines import DEEPEST, checked, not_utf8, read_json_lines
+from tunesmith.data.reading.json_lines import DEEPEST, TOO_DEEP, checked, not_utf8, read_json_lines
 from tunesmith.data.reading.json_rows import rows_of
 from tunesmith.errors import UserError
 
@@ -47,8 +48,11 @@ def read_json(stream: IO[bytes], name: str, start: int = 0) -> Iterator[Row | Ma
             f"{name} is not valid JSON: {error.msg} at line {error.lineno:,}, character {error.colno:,}. Fix it "
             "there; if the file is truncated, copy it again."
         ) from None
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{name} is not valid JSON: {error}") from None
+    except RecursionError:
+        raise UserError(f"{name} is {TOO_DEEP}. Write a list of rows with fewer levels.") from None
+    except ValueError:
+        digits = sys.get_int_max_str_digits()
+        raise UserError(f"{name} holds a number of more than {digits:,} digits. Write it as a text.") from None
     escapes = b"\\ud" in content or b"\\uD" in content
     may_be_deep = content.count(b"[") + content.count(b"{") > DEEPEST
     for number, values in enumerate(rows_of(value, name), 1):

@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from collections.abc import Iterator
 from functools import partial
 from typing import IO, Any
@@ -14,6 +15,8 @@ LONGEST = 64_000_000
 
 DEEPEST = 200
 """Levels of lists and objects in a row; what reads the row calls itself for each."""
+
+TOO_DEEP = f"nested more than {DEEPEST} levels deep"
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -72,8 +75,10 @@ def parse_line(line: bytes, position: int, source: Source) -> Row | Malformed:
                 f"{source.file} begins as a JSON list, not with one object per line. Rename it to .json."
             ) from None
         return Malformed(source, f"not valid JSON: {error.msg} (character {error.pos + 1:,} of the line)")
-    except (ValueError, RecursionError) as error:
-        return Malformed(source, f"not valid JSON: {error}")
+    except RecursionError:
+        return Malformed(source, TOO_DEEP)
+    except ValueError:  # the only other one: Python refuses to read a longer number
+        return Malformed(source, f"a number of more than {sys.get_int_max_str_digits():,} digits")
     is_deep = line.count(b"[") + line.count(b"{") > DEEPEST
     return checked(values, source, escapes=b"\\ud" in line or b"\\uD" in line, is_deep=is_deep)
 
@@ -91,7 +96,7 @@ def checked(values: Any, source: Source, escapes: bool, is_deep: bool) -> Row | 
         kind = {list: "a list", bool: "true or false", type(None): "null"}.get(type(values), "a number")
         return Malformed(source, f"{kind}, not an object with named columns")
     if is_deep and _is_deeper(values, DEEPEST):
-        return Malformed(source, f"nested more than {DEEPEST} levels deep")
+        return Malformed(source, TOO_DEEP)
     if escapes and _SURROGATE.search(json.dumps(values, ensure_ascii=False)):
         return Malformed(source, r"holds half of a surrogate pair (such as \ud83d alone), which is not a character")
     return Row(values, source)
