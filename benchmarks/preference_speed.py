@@ -9,8 +9,8 @@ The models are the 125 M Llama of train_speed.py and SmolLM2-135M-Instruct (`tun
 in a process of its own, one after another: in the first round all settings on the reference model, and on the other one
 Tunesmith and the setting of TRL that was the fastest; then these. In the end both train DPO in fp32 from the same
 adapter, and their losses are compared. GRPO's steps are timed as a whole, with the sampling. In bf16, or in fp32 where
-the processor has no instructions for bf16. Writes
-preference_speed.{json,md}. It runs in Tunesmith's environment.
+the processor has no instructions for bf16. Writes preference_speed.{json,md}, in fp32 preference_speed_fp32.{json,md}.
+It runs in Tunesmith's environment.
 """
 
 import argparse
@@ -267,8 +267,9 @@ def main() -> None:
     run = newest_run() if options.resume else start_run(options)
     measure(run)
     found = summarize(run, RAW)
-    complete = json.loads((run / "run.json").read_text())["complete"]
-    store((RESULTS if complete else run) / "preference_speed.json", found, table({"machine": machine(), **found}))
+    parameters = json.loads((run / "run.json").read_text())
+    name = "preference_speed.json" if parameters["precision"] == "bf16" else "preference_speed_fp32.json"
+    store((RESULTS if parameters["complete"] else run) / name, found, table({"machine": machine(), **found}))
     if found["failed"]:
         sys.exit(f"failed: {', '.join(sorted(found['failed']))}")
 
