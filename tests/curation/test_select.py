@@ -14,6 +14,7 @@ from tunesmith.curation.facility import by_vectors, by_words, facility_location
 from tunesmith.curation.select import _hardest, data_select
 from tunesmith.data.example import Row, Source
 from tunesmith.errors import UserError
+from tunesmith.report.curation import selection_parts
 
 
 def value(similar: np.ndarray, rows: tuple[int, ...]) -> float:
@@ -75,6 +76,16 @@ def test_the_best_formed_rows_are_selected(tmp_path: Path) -> None:
     bad = [{"question": "What?", "answer": "ok"}, {"question": "Why?", "answer": "no no no no no no no no"}]
     found = data_select(write(tmp_path / "rows.jsonl", [*bad, *good]), 4, tmp_path / "out.jsonl", by="quality")
     assert read(found.file) == good
+
+
+def test_classes_without_a_chosen_row_are_named(tmp_path: Path) -> None:
+    texts = [{"text": f"What about {sentence(n)}?", "label": "long"} for n in range(4)]
+    texts += [{"text": "ok", "label": label} for label in ("short", "a word", "short")]
+    source = write(tmp_path / "rows.jsonl", texts)
+    found = data_select(source, 4, tmp_path / "few.jsonl", by="quality")
+    assert found.lost == ("a word", "short")
+    assert "No row of 2 classes was chosen: a word, short." in " ".join(map(str, selection_parts(found)))
+    assert data_select(source, 7, tmp_path / "all.jsonl", by="quality").lost == ()
 
 
 def test_the_most_difficult_rows_are_selected_those_from_one_on_last(

@@ -148,6 +148,7 @@ def test_all_commands_of_a_page_parse(page: Path) -> None:
         ("data-checks", "near_duplicates"),
         ("data-checks", "unrelated_answers"),
         ("data-cleaning", "data_quality"),
+        ("data-cleaning", "data_selection"),
         ("data-checks", "data_check_speed"),
         ("data-checks", "data_check_memory"),
         ("data-safety", "data_check_quality"),

@@ -36,6 +36,7 @@ class Selection:
         read: rows that they were chosen from.
         malformed: rows that could not be read, by reason.
         hopeless: rows with a difficulty of 1 or more, which are chosen last: the prompt does not help with the answer.
+        lost: classes of which no row was chosen.
     """
 
     file: Path
@@ -43,6 +44,7 @@ class Selection:
     read: int
     malformed: tuple[Reason, ...]
     hopeless: int = 0
+    lost: tuple[str, ...] = ()
 
 
 def data_select(
@@ -89,7 +91,7 @@ def data_select(
         raise UserError(f"--by {by} needs no model.")
     refuse_outputs(target)
     source, events, malformed = Rows(paths, subscribers), Events(*subscribers), Reasons()
-    records, examples, indices, total = [], [], [], 0
+    records, examples, classes, indices, total = [], [], [], [], 0
     for item in source.items():
         total += 1
         if isinstance(item.example, Malformed):
@@ -98,13 +100,16 @@ def data_select(
             records.append(record if by in ("diversity", "quality") else None)
             if by == "difficulty":
                 examples.append(item.example)
+            classes.append(item.example.label if isinstance(item.example.label, str) else None)
             indices.append(item.index)
     chosen, hopeless = _chosen(by, model, records, examples, rows, seed, events)
     copies = np.zeros(total, np.int64)
     copies[np.array(indices, np.int64)[chosen]] = 1
     settings = {"rows": rows, "by": by, "model": model, "seed": seed}
-    written = write_chosen(source, target, copies, "select", settings, {"read": total, "hopeless": hopeless})
-    return Selection(target, written, total, malformed.by_count(), hopeless)
+    lost = tuple(sorted({each for each in classes if each is not None} - {classes[each] for each in chosen}))
+    counts = {"read": total, "hopeless": hopeless, "lost": lost}
+    written = write_chosen(source, target, copies, "select", settings, counts)
+    return Selection(target, written, total, malformed.by_count(), hopeless, lost)
 
 
 def _chosen(

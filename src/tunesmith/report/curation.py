@@ -142,6 +142,11 @@ def selection_parts(selection: "Selection") -> list[RenderableType]:
     if selection.hopeless:
         hopeless = f"{selection.hopeless:,} rows come last: their prompts do not help the model with their answers."
         parts.append(Text(hopeless, style=WARNING))
+    if selection.lost:
+        classes = "1 class" if len(selection.lost) == 1 else f"{len(selection.lost):,} classes"
+        names = ", ".join(selection.lost[:ROWS]) + (", …" if len(selection.lost) > ROWS else "")
+        advice = "Select more rows, or as many of each class: tunesmith data balance."
+        parts.append(Text(f"No row of {classes} was chosen: {names}. {advice}", style=WARNING))
     return parts + malformed_lines(selection.malformed)
 
 
