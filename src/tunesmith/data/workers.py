@@ -42,6 +42,10 @@ def workers(count: int, start: Callable[..., None], *arguments: Any) -> Iterator
             # Since Python 3.12, a fork beside threads warns of locks that they may hold. The workers use no such lock.
             warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
             yield pool
+    except BaseException:
+        for worker in list(pool._processes.values()):  # nobody wants what they work on: after Ctrl-C least of all
+            worker.terminate()
+        raise
     finally:
         pool.shutdown(cancel_futures=True)
 
