@@ -10,7 +10,7 @@ from stock_templates import STOCK, TWINS, stock, tokenizer_with
 from transformers.utils import logging as transformers_logging
 
 from tunesmith.data.check import find_problem
-from tunesmith.data.example import Example, Source
+from tunesmith.data.example import Completion, Example, Source
 from tunesmith.data.render import Renderer
 from tunesmith.data.template import UnusableError
 from tunesmith.data.turns import MalformedRowError, turns_of
@@ -103,6 +103,32 @@ def test_reasoning_in_earlier_turns_has_loss_in_a_rendering_of_its_own():
         f"{second}<|im_end|>",
     ]
     assert "add\n" not in renderings[1].text, "in inference, the model reads earlier turns without their reasoning"
+
+
+def ranked(*completions):
+    """A prompt with completions, each as the texts of its turns from the assistant's on."""
+    own = [tuple(turns("", *texts).messages[1:]) for texts in completions]
+    scored = tuple(Completion(messages, -float(number)) for number, messages in enumerate(own))
+    return Example(Source("rows.jsonl", 1), messages=({"role": "user", "content": QUESTION},), completions=scored)
+
+
+def test_a_completion_whose_answers_need_renderings_of_their_own_is_refused_by_number():
+    several = ("<think>\nadd\n</think>\n\nFour.", "And three?", "<think>\nadd more\n</think>\n\nSix.")
+    renderer = Renderer(stock("qwen3"))
+    for completions, number in (((several, ("Four.",)), 1), ((("Four.",), several), 2)):
+        with pytest.raises(UnusableError, match=f"^completion {number} has several answers, and the chat template"):
+            renderer.completions(ranked(*completions))
+
+
+@pytest.mark.parametrize("with_targets", [False, True])
+def test_completions_are_rendered_after_their_prompt_with_their_scores(with_targets):
+    rendering = Renderer(stock("qwen3")).completions(ranked(("Four.",), ("Five.",)), with_targets)
+    assert rendering.scores == (0.0, -1.0)
+    assert rendering.targets == ((0.0, -1.0) if with_targets else None)
+    for each, answer in zip(rendering.completions, ("Four.", "Five."), strict=True):
+        ((start, end),) = each.loss_spans
+        assert QUESTION in each.text[:start]
+        assert each.text[start:end] == f"<think>\n\n</think>\n\n{answer}<|im_end|>"
 
 
 REASONED = {"role": "assistant", "content": "Four.", "reasoning_content": "Add them."}

@@ -7,15 +7,18 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from bytewise import byte_tokenizer
 
 from tunesmith.config.recipe import Recipe
 from tunesmith.data import tokenize
+from tunesmith.data.example import Completion, Example, Source
 from tunesmith.data.prepare import prepare
+from tunesmith.data.render import Renderer, Rendering
 from tunesmith.models.load import load_tokenizer
 
 ROWS = 6_000
@@ -59,6 +62,36 @@ def test_several_processes_give_the_same_tokens_as_one(tiny_model, tmp_path, mon
         for name in ("ids", "loss_mask", "offsets", "file", "row"):
             np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
         assert one.files == other.files
+
+
+class Learned:
+    """Renders completions, of which those with these numbers have no loss."""
+
+    def __init__(self, without_loss: list[int]) -> None:
+        self.without_loss = without_loss
+
+    def render(self, renderer: Renderer, example: Example) -> list[Rendering]:
+        rendering = renderer.completions(example)
+        parts = [
+            replace(part, loss_spans=() if number in self.without_loss else part.loss_spans)
+            for number, part in enumerate(rendering.completions, 1)
+        ]
+        return [replace(rendering, completions=tuple(parts))]
+
+
+@pytest.mark.parametrize("without_loss", [[], [1], [2], [2, 3]])
+def test_the_first_completion_of_which_nothing_is_learned_is_named(without_loss: list[int]) -> None:
+    answers = [Completion(({"role": "assistant", "content": text},), 0.0) for text in ("a", "b", "c")]
+    question = {"role": "user", "content": "?"}
+    example = Example(Source("rows", 3), messages=(question,), completions=tuple(answers))
+    chunk = tokenize.Tokenizer(Learned(without_loss), Renderer(byte_tokenizer()), 0.0).chunk([example])
+    if not without_loss:
+        assert (chunk.unusable, len(chunk.sides[0]), len(chunk.sides[1])) == ([], 1, 0)
+        assert chunk.longest == len(chunk.sides[0][0][0])
+        return
+    reason = f"completion {without_loss[0]}: no token of it has loss: nothing is left of the answer after rendering"
+    assert chunk.unusable == [(Source("rows", 3), reason)]
+    assert (len(chunk.sides[0]), chunk.longest) == (0, 0)
 
 
 @pytest.mark.long

@@ -1,21 +1,27 @@
 """What losses of preferences, rewards and policies report beside the loss, by their definitions on given numbers."""
 
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from small_models import objective_of
+from completions import completions_table
+from small_models import objective_of, small_model
 from torch import Tensor, nn
 
+from tunesmith.data.batch import collate
 from tunesmith.data.example import Source
+from tunesmith.models.forward import next_token_losses
 from tunesmith.objectives.graded_reward import GradedRewardLoss
+from tunesmith.objectives.pair_loss import pair_figures
 from tunesmith.objectives.preference import ordered
 from tunesmith.objectives.process_reward import ProcessRewardLoss
 from tunesmith.objectives.rollouts import Completion, Prompt
 from tunesmith.objectives.scored import Scored, samples_of
+from tunesmith.ops.preference_loss import Pairs
 
 
 class GivenLogits(nn.Module):
@@ -71,6 +77,75 @@ def test_kto_reports_each_completion_by_its_side_of_the_baseline() -> None:
     sides = [(2.0, 0.1), (3.0, 0.1), (2.0, -0.1)]
     expected = [weight * (1 - 1 / (1 + math.exp(-0.5 * ahead))) for weight, ahead in sides]
     assert figures["loss"].tolist() == pytest.approx(expected)
+
+
+def test_listwise_reports_how_its_rewards_order_the_completions() -> None:
+    """A row in order, and one of three whose pairs are right, wrong and even."""
+    batch: Any = SimpleNamespace(
+        scores=[1.0, 0.0, 2.0, 1.0, 0.0], per_row=[2, 3], reference=torch.tensor([1.0, 1.0, 0.0, 0.0, 0.0])
+    )
+    figures = (
+        objective_of("listwise", beta=0.5)
+        .build()
+        .row_figures(torch.tensor([2.0, 1.5, 1.0, 3.0, 1.0]), torch.ones(5), batch)
+    )
+    assert figures["accuracy"].tolist() == pytest.approx([1.0, (0 + 0.5 + 1) / 3])
+    assert figures["margin"].tolist() == pytest.approx([0.25, 0.5 * (-2 + 0 + 2) / 3])
+    second = sum(math.log(sum(math.exp(0.5 * r) for r in rest)) - 0.5 * rest[0] for rest in ([1, 3, 1], [3, 1]))
+    assert figures["loss"].tolist() == pytest.approx([math.log(1 + math.exp(-0.25)), second])
+
+
+def pairs_of(**options: Any) -> dict[str, list[float]]:
+    """The figures of three pairs: ahead of the reference by 3, behind it by 1, and even."""
+    pairs = Pairs(
+        torch.tensor([-4.0, -6.0, -8.0]), torch.tensor([-9.0, -4.0, -8.0]),
+        torch.tensor([-5.0, -5.0, -8.0]), torch.tensor([-7.0, -4.0, -8.0]),
+        torch.tensor([2, 3, 4]), torch.tensor([3, 4, 4]),
+    )  # fmt: skip
+    figures = pair_figures(objective_of("dpo", **options), pairs)
+    return {name: values.tolist() for name, values in figures.items()}
+
+
+def test_pairs_are_reported_by_how_far_they_are_from_the_reference() -> None:
+    figures = pairs_of(beta=0.5)
+    assert figures.keys() == {"loss", "accuracy", "margin", "chosen_reward", "rejected_reward"}
+    assert figures["accuracy"] == [1.0, 0.0, 0.5]
+    assert figures["margin"] == [1.5, -0.5, 0.0]
+    assert figures["chosen_reward"] == [0.5, -0.5, 0.0]
+    assert figures["rejected_reward"] == [-1.0, 0.0, 0.0]
+    assert figures["loss"] == pytest.approx([math.log(1 + math.exp(-margin)) for margin in figures["margin"]])
+    mixed = pairs_of(beta=0.5, sft_weight=0.2)
+    assert mixed["loss"] == pytest.approx([loss + 0.2 * 2 for loss in figures["loss"]]), "nats per token"
+
+
+def test_without_a_reference_pairs_are_reported_by_their_log_probability_per_token() -> None:
+    figures = pairs_of(beta=0.5, loss="simpo", target_margin=0.0)
+    assert figures["chosen_reward"] == [-1.0, -1.0, -1.0]
+    assert figures["rejected_reward"] == [-1.5, -0.5, -1.0]
+    assert figures["margin"] == [0.5, -0.5, 0.0]
+    assert figures["accuracy"] == [1.0, 0.0, 0.5]
+
+
+def test_notes_are_means_over_all_units_of_a_step_and_are_taken_once() -> None:
+    objective = objective_of("dpo").build()
+    objective.note(1, loss=torch.tensor(4.0), only=torch.tensor(2.0))
+    objective.note(3, loss=torch.tensor(8.0), only=torch.tensor(0.0))
+    assert objective.take_notes() == {"loss": 7.0, "only": 0.5}
+    assert objective.take_notes() == {}
+
+
+def test_the_best_of_n_reports_the_loss_per_token_of_what_is_kept() -> None:
+    model = small_model("gpt2")
+    table = completions_table()
+    columns = {"weight": np.zeros(len(table.ids), np.float32)}
+    for weight in (None, 0.0, 1.0):
+        columns["weight"][:] = weight or 0.0
+        batch = collate(replace(table, columns={} if weight is None else columns), [0, 1])
+        objective = objective_of("best_of_n", rewards=["exact"]).build()
+        loss = objective.loss(model, batch)
+        per_token = next_token_losses(model, batch).mean().item()
+        assert objective.take_notes() == {"nll_kept": pytest.approx(per_token)}
+        assert loss.item() == pytest.approx(0.0 if weight == 0 else 2 * per_token)
 
 
 REWARDS = np.array([[0.1, 0.9, 0.5, 0.2], [0.4, 0.4, 0.4, 0.4], [0.7, 0.0, 0.7, 0.3]])

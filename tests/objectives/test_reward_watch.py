@@ -41,6 +41,44 @@ def test_a_reward_that_rises_alone_is_no_reason_for_a_warning() -> None:
     assert watched({"completion_tokens": 50.0, "repetition": 0.1, "truncated": 0.2, "entropy": 0.5}) == []
 
 
+@pytest.mark.parametrize(
+    ("name", "little", "much"),
+    [
+        ("completion_tokens", 59.0, 61.0),
+        ("completion_tokens", 27.0, 26.0),
+        ("repetition", 0.21, 0.23),
+        ("truncated", 0.29, 0.31),
+        ("entropy", 0.21, 0.19),
+        ("kl", 0.49, 0.51),
+    ],
+)
+def test_each_figure_has_its_limit(name: str, little: float, much: float) -> None:
+    """Lengths by half of what they were, shares by 0.2, the entropy to a fifth, and half a nat per token."""
+    assert watched({name: little}) == []
+    assert len(watched({name: much})) == 1
+
+
+def test_a_reward_has_risen_if_it_is_more_than_two_standard_errors_higher() -> None:
+    """Of the difference between the first five phases and the last five, each with deviation 0.1 · √(5 / 2)."""
+    noise = [-0.2, -0.1, 0.0, 0.1, 0.2]
+    error = (2 * 0.025 / 5) ** 0.5
+    for rise, is_found in ((1.99 * error, False), (2.01 * error, True), (-2.01 * error, False)):
+        watch = RewardWatch()
+        found = [watch.add({"reward": value, **GOOD}) for value in noise]
+        found += [watch.add({"reward": rise + value, **GOOD, **BAD["kl"]}) for value in noise]
+        assert [len(each) for each in found] == [0] * 9 + [is_found]
+        assert len(watch.first) == len(watch.last) == 5
+    assert watch.state() == {"first": watch.first, "last": watch.last, "warned": []}
+
+
+def test_a_run_without_a_measured_distance_is_watched_too() -> None:
+    watch = RewardWatch()
+    good = {name: value for name, value in GOOD.items() if name != "kl"}
+    found = [watch.add({"reward": 0.1 * phase, **good, **(BAD["longer"] if phase > 4 else {})}) for phase in range(12)]
+    assert [len(each) for each in found] == [0] * 9 + [1, 0, 0]
+    assert watch.warned == ["longer"]
+
+
 def test_a_resumed_watch_goes_on() -> None:
     watch = RewardWatch()
     for phase in range(2 * WINDOW - 1):
@@ -111,3 +149,62 @@ def test_groups_without_a_difference_are_warned_of_once_if_half_of_the_first_thr
     assert messages_of(0.5, 0.5, 0.49, 0.9) == []
     assert messages_of(0.9, 0.9) == [], "too early to tell"
     assert messages_of(0.9, 0.9, 0.9, needs_differences=False) == []
+
+
+def test_a_group_size_beyond_all_that_are_predicted_has_no_hint() -> None:
+    watch = PolicyWatch(32, None)
+    messages: list[str] = []
+    for number in range(3):
+        phase: Any = SimpleNamespace(number=number, events=lambda _, message: messages.append(message))
+        watch.add(phase, {"reward": 0.5, "dead_groups": 0.9, "dead_groups/32": 0.7}, [])
+    assert len(messages) == 1
+    assert "group_size" not in messages[0]
+
+
+def test_phases_without_groups_are_not_warned_of() -> None:
+    watch = PolicyWatch(1, None)
+    for number in range(3):
+        phase: Any = SimpleNamespace(number=number, events=pytest.fail)
+        watch.add(phase, {"reward": 0.5}, [])
+    assert watch.state()["dead"] == []
+
+
+def test_what_goes_wrong_is_warned_of_with_samples_of_the_phase() -> None:
+    watch, warnings = PolicyWatch(4, None, False), []
+    for number in range(2 * WINDOW):
+        phase: Any = SimpleNamespace(number=number, events=lambda kind, **more: warnings.append((kind, more)))
+        worse = {**BAD["longer"], **BAD["entropy"]} if number >= WINDOW else {}
+        watch.add(phase, {"reward": 0.1 * number, **GOOD, **worse, "more": 1.0}, [{"prompt": str(number)}])
+    ((kind, more),) = warnings
+    assert (kind, more["samples"]) == ("warning", [{"prompt": "9"}])
+    assert more["message"].startswith(
+        "The reward rises while completions get longer (40 → 90 tokens) and completions become all alike (entropy 1 → "
+        "0.05 nats per token). Read the samples"
+    )
+
+
+def test_a_run_ends_beyond_the_distance_that_is_allowed_and_not_at_it() -> None:
+    watch = PolicyWatch(4, 0.5)
+    phase: Any = SimpleNamespace(number=9)
+    for metrics in ({"reward": 0.5}, {"reward": 0.5, "kl": 0.5}):
+        watch.add(phase, metrics, [])
+        assert watch.too_far is None
+    watch.add(phase, {"reward": 0.5, "kl": 0.501}, [])
+    assert watch.too_far == "the policy is 0.501 nats per token from where it started, more than max_kl: 0.5"
+    free = PolicyWatch(4, None)
+    free.add(phase, {"reward": 0.5, "kl": 99.0}, [])
+    assert free.too_far is None
+
+
+def test_a_restored_watch_has_counted_the_same_groups() -> None:
+    watch = PolicyWatch(4, None)
+    messages: list[str] = []
+    for number in range(2):
+        watch.add(SimpleNamespace(number=number), {"reward": 0.5, "dead_groups": 0.6}, [])  # type: ignore[arg-type]
+    again = PolicyWatch(4, None)
+    again.restore(watch.state())
+    assert again.state() == watch.state()
+    assert again.state()["dead"] == [0.6, 0.6]
+    phase: Any = SimpleNamespace(number=2, events=lambda _, message: messages.append(message))
+    again.add(phase, {"reward": 0.5, "dead_groups": 0.6}, [])
+    assert len(messages) == 1
