@@ -3,14 +3,18 @@
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
 
 from tunesmith.errors import UserError
-from tunesmith.evaluation.budget import Cost, evaluated_rows, rows_within, seconds_of
+from tunesmith.evaluation.budget import Cost, budget_for, evaluated_rows, rows_within, seconds_of
 from tunesmith.evaluation.compare import evaluate
+from tunesmith.evaluation.measuring import Trial
+from tunesmith.evaluation.rows import Task
 from tunesmith.evaluation.suite import SuiteContext
+from tunesmith.inference.sampling import Sampling
 from tunesmith.report.table import evaluation_table
 from tunesmith.statistics.measured import Measured, mean_of
 
@@ -43,6 +47,64 @@ def test_the_most_rows_are_those_whose_answers_and_suites_fit() -> None:
     assert evaluated_rows(66, [answers, Cost(1, 2, most=10)]) == 46, "beyond ten rows the suite takes no more time"
     assert evaluated_rows(1e6, [Cost(1, 2, most=10), Cost(1, 2, most=20)]) == 20, "the suites have no more"
     assert [rows_within(seconds, lambda rows: 10 + rows, 7) for seconds in (10.9, 11, 13.5, 99)] == [0, 1, 3, 7]
+
+
+class Clock:
+    """A model and a suite on a clock of their own: loading takes 2 seconds, an answer ½, and a suite's row ¼."""
+
+    name, model = "clock", None
+
+    def __init__(self) -> None:
+        self.now, self.asked, self.contexts = 0.0, [], []
+        self.is_closed = False
+
+    def uncached(self) -> "Clock":
+        return self
+
+    def close(self) -> None:
+        self.is_closed = True
+
+    def timings(self, chats: Any, sampling: Sampling, concurrent: int) -> list[Any]:
+        self.asked.append((len(chats), sampling.max_new_tokens, concurrent))
+        self.now += 2.0 if sampling.max_new_tokens == 1 else 0.5 * len(chats)
+        return []
+
+    def measure(self, subject: Any, context: SuiteContext) -> dict[str, Measured]:
+        self.contexts.append(context)
+        self.now += 1.0
+        raise UserError("too few rows to measure anything")
+
+
+def test_a_budget_is_shared_by_all_models_of_all_folds_and_their_suites(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two folds with two models each answer; the suite is measured on the last two models."""
+    clock: Any = Clock()
+    monkeypatch.setattr("tunesmith.evaluation.budget.time.perf_counter", lambda: clock.now)
+    writes = SimpleNamespace(head=SimpleNamespace(generates_text=True))
+    tasks = [Task(({"role": "user", "content": f"{n}?"},), "a", f"row {n}") for n in range(8)]
+    rows: Any = SimpleNamespace(objective=writes, tasks=lambda count: tasks[:count])
+    folds = [Trial(rows, [clock, clock], fold) for fold in (1, 2)]
+    found = budget_for([*folds, Trial(None, [clock, clock])], {"slow": clock}, Sampling(9), 60.0)
+    assert found is not None
+    assert clock.asked == [(1, 1, 1), (8, 9, 8)]
+    ((context,), clock.contexts) = clock.contexts, []
+    assert (context.tasks, context.count, context.rows) == ((), 4, None)
+    left = 60.0 - (2.0 + 4.0 + 1.0) - 2.0 * 4
+    assert found.rows == int(left / (0.5 * 4 + 0.25 * 2))
+    assert found.described() == {
+        "seconds": 60.0, "seconds_per_answer": 0.5, "seconds_per_row": {"slow": 0.25}, "rows": found.rows,
+    }  # fmt: skip
+    assert clock.is_closed
+
+    alone = budget_for(folds[:1], {"slow": clock}, Sampling(9), 60.0)
+    assert alone is not None
+    assert clock.contexts[0].tasks == tasks[:4]
+    assert alone.rows == int((60.0 - 7.0 - 2.0 * 2) / (0.5 * 2 + 0.25 * 2))
+    only_suites = budget_for([Trial(None, [clock])], {"slow": clock}, Sampling(9), 60.0)
+    assert only_suites is not None
+    assert (only_suites.seconds_per_answer, only_suites.rows) == (None, int((60.0 - 3.0 - 2.0) / 0.25))
+    assert budget_for([Trial(None, [clock])], {}, Sampling(9), 60.0) is None
+    clock.most_rows = 30
+    assert budget_for([Trial(None, [clock])], {"slow": clock}, Sampling(9), 60.0).rows == 30  # type: ignore[union-attr]
 
 
 class Slow:
