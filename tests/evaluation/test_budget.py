@@ -107,6 +107,17 @@ def test_a_budget_is_shared_by_all_models_of_all_folds_and_their_suites(monkeypa
     assert budget_for([Trial(None, [clock])], {"slow": clock}, Sampling(9), 60.0).rows == 30  # type: ignore[union-attr]
 
 
+def test_a_suite_has_no_questions_of_rows_whose_model_does_not_write(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as pairs of answers, which are chats, for a reward model."""
+    clock: Any = Clock()
+    monkeypatch.setattr("tunesmith.evaluation.budget.time.perf_counter", lambda: clock.now)
+    rates = clock.model = SimpleNamespace(head=SimpleNamespace(generates_text=False))
+    rows: Any = SimpleNamespace(objective=rates, tasks=lambda count: ["a task"] * count)
+    budget_for([Trial(rows, [clock])], {"slow": clock}, Sampling(9), 60.0)
+    assert clock.contexts[0].tasks == ()
+    assert clock.contexts[0].rows is rows
+
+
 class Slow:
     """A suite that takes a fiftieth of a second for each of its rows, and notes how many they are."""
 

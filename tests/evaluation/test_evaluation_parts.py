@@ -15,9 +15,10 @@ from tunesmith.errors import UserError
 from tunesmith.evaluation.compare import _fingerprint, _per_byte
 from tunesmith.evaluation.figures import LOSS, Side, figures_of, loss_figures, token_counts_differ
 from tunesmith.evaluation.gate import Gate, checked
-from tunesmith.evaluation.judging import Judging
+from tunesmith.evaluation.judging import Judging, open_judging
 from tunesmith.evaluation.labels import Labels
 from tunesmith.evaluation.leakage import LISTED, Leaks, without_leaked
+from tunesmith.evaluation.measuring import Trial
 from tunesmith.evaluation.rows import LONGEST, EvaluationRows, Task, answered, task_of
 from tunesmith.heads.causal_lm import CausalLMHead
 from tunesmith.inference.held_out import RowLosses
@@ -25,6 +26,8 @@ from tunesmith.inference.result_cache import digest_of
 from tunesmith.metrics import METRICS
 from tunesmith.statistics.measured import mean_of
 from tunesmith.statistics.prediction_powered import prediction_powered
+from tunesmith.subjects.local_subject import LocalSubject
+from tunesmith.subjects.served_subject import ServedSubject
 from tunesmith.subjects.verdicts import Verdicts
 
 
@@ -243,7 +246,7 @@ def test_a_judge_is_corrected_by_two_labels_or_more(count: int, parts: list[str]
 
 def test_wins_are_corrected_on_their_own_scale() -> None:
     values = np.array([1.0, 0.0, 0.5, 1.0])
-    labels = np.array([1.0, 0.5, np.nan, np.nan])
+    labels = np.array([1.0, 0.0, np.nan, np.nan])
     found = judging("base")._by_people(labels, Verdicts(values, values, values, tuple("abcd")))
     value, (low, high) = prediction_powered(values[:2], labels[:2], values[2:], (0.0, 1.0))
     assert found["corrected"] == {"value": value, "interval": [max(0.0, low), min(1.0, high)]}
@@ -268,3 +271,23 @@ def test_a_label_is_a_score_from_1_to_5_or_names_the_better_answer(tmp_path: Pat
             read(None, bad)
     with pytest.raises(UserError, match=r"a label has source, model and preferred: its model, base, or tie\.$"):
         read("base", label(preferred="other"))
+
+
+def test_a_judge_has_the_concurrency_device_and_cache_that_are_asked_for() -> None:
+    writes = SimpleNamespace(head=SimpleNamespace(generates_text=True))
+    rows: Any = SimpleNamespace(objective=writes, tasks=lambda count: ["a task"])
+    one: Any = SimpleNamespace(name="one")
+    asked: Any = {"rubric": None, "pairs": False, "labels": None, "trials": [Trial(rows, [one])], "count": None}
+    served = open_judging("http://127.0.0.1:9/v1#m", **asked, concurrent=3, device="cpu", keeps=False)
+    assert served is not None
+    assert isinstance(served.subject, ServedSubject)
+    assert served.subject._concurrent == 3
+    here = open_judging("embedded", **asked, concurrent=5, device="cpu", keeps=False)
+    assert here is not None
+    assert isinstance(here.subject, LocalSubject)
+    assert (here.subject.model.concurrent, str(here.subject.model.device), here.subject.keeps) == (5, "cpu", False)
+    kept = open_judging("embedded", **asked, concurrent=5, device="cpu", keeps=True)
+    assert kept is not None
+    assert isinstance(kept.subject, LocalSubject)
+    assert kept.subject.keeps
+    assert (kept.reference, kept.labels, kept.rubric) == (None, None, None)

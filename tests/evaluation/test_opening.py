@@ -10,7 +10,7 @@ from tunesmith.config.recipe import Recipe
 from tunesmith.errors import UserError
 from tunesmith.evaluation.opening import Opening, Wanted, extensions_of, names_of, run_alone
 from tunesmith.evaluation.questions import questions
-from tunesmith.evaluation.subjects import SubjectName, column_names
+from tunesmith.evaluation.subjects import SubjectName, column_names, open_subject
 
 
 def write(file: Path, rows: list[Any]) -> str:
@@ -107,3 +107,10 @@ def test_questions_are_read_from_columns_and_chats_with_and_without_answers(tmp_
         (found,) = questions([write(tmp_path / "rows.jsonl", [row])])
         assert list(found.chat) == chat
         assert found.source.endswith("rows.jsonl row 1")
+
+
+def test_what_a_model_computes_is_kept_in_the_cache_unless_it_is_not_to_be(tiny_model: Path) -> None:
+    (name,) = names_of([tiny_model])
+    kept, lost = open_subject(name, "a"), open_subject(name, "a", keeps=False)
+    assert kept.identity is not None
+    assert lost.identity is None

@@ -73,3 +73,21 @@ def test_what_is_no_decoder_of_this_process_is_refused(tiny_model: Path) -> None
     local.tokenizer.eos_token = None
     with pytest.raises(UserError, match=r"The tokenizer of tiny has no token that begins or ends a text"):
         RawText(local).first_token  # noqa: B018
+
+
+def test_scores_that_are_interrupted_are_kept_by_the_256(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TUNESMITH_CACHE", str(tmp_path / "cache"))
+    raw = RawText(LocalSubject("tiny", tunesmith.load(tiny_model, precision="fp32")))
+    pairs = [(of(str(n)), of("c")) for n in range(260)]
+
+    def interrupt(count: int) -> None:
+        if count > 256:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        raw.scores(pairs, interrupt)
+    done: list[int] = []
+    assert len(raw.scores(pairs[:256], done.append)) == 256
+    assert done == [256], "all of them were known"

@@ -250,6 +250,26 @@ def test_the_initial_weights_are_kept_only_if_something_reads_them(
     assert plan.are_compared is (kind == "online_dpo")
 
 
+@pytest.mark.parametrize(
+    ("kind", "columns"),
+    [
+        ("grpo", {"old", "weight", "reference", "advantage"}),
+        ("ppo", {"old", "weight", "reference", "advantage", "value", "return"}),
+        ("online_dpo", {"weight", "reference"}),
+        ("best_of_n", {"weight"}),
+    ],
+)
+def test_a_phase_keeps_of_each_token_what_the_loss_reads_and_nothing_else(
+    tmp_path: Path, kind: str, columns: set[str]
+) -> None:
+    """What is kept takes memory, and is in each checkpoint."""
+    loop, _ = rollouts_over(tmp_path, kind=kind, steps=1, passes=1, max_kl=99.0)
+    loop.step()
+    assert loop.phases is not None
+    assert loop.phases.collected is not None
+    assert loop.phases.collected.table.columns.keys() == columns
+
+
 def test_the_distance_to_the_start_is_reported_by_its_formula(tmp_path: Path) -> None:
     loop, events = rollouts_over(tmp_path, steps=2, rate=1e-2, max_kl=99.0)
     loop.step()
