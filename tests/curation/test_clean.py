@@ -16,7 +16,6 @@ from tunesmith.curation.verdicts import digest_of_line
 from tunesmith.data.read import read as data_read
 from tunesmith.errors import UserError
 from tunesmith.file_hash import file_sha256
-from tunesmith.run_lock import output_lock
 
 IBAN = "DE89 3704 0044 0532 0130 00"
 
@@ -197,12 +196,6 @@ def test_nothing_is_written_if_nothing_would_be_left_or_something_is_there(tmp_p
     (tmp_path / "out.jsonl.ledger.jsonl").write_text("mine")
     with pytest.raises(UserError, match=r"out.jsonl.ledger.jsonl already exists"):
         data_clean(source, tmp_path / "out.jsonl")
-
-
-def test_an_output_that_another_process_writes_is_refused(dirty: Path, tmp_path: Path) -> None:
-    with output_lock(tmp_path / "clean.jsonl"), pytest.raises(UserError, match=r"clean\.jsonl is being written by"):
-        data_clean(dirty, tmp_path / "clean.jsonl")
-    assert data_clean(dirty, tmp_path / "clean.jsonl").read == 8
 
 
 def test_the_ledger_names_the_fingerprints_of_all_that_was_read(dirty: Path, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 from tunesmith.checks.driver import check_data
 from tunesmith.curation.chance import mixed
 from tunesmith.curation.changing import has_positions, line_of_values
-from tunesmith.curation.origin import origin_path, refuse_outputs, write_origin
+from tunesmith.curation.origin import claimed, origin_path, write_origin
 from tunesmith.curation.rewording import Reword, Writer, by_model, by_template, through, with_prompt
 from tunesmith.curation.rows import Item, Paths, Rows
 from tunesmith.data.example import Malformed
@@ -92,36 +92,36 @@ def data_augment(
         raise UserError("Nothing says how to reword. Give --template 'text with {prompt}', or --model.")
     if language is not None and model is None:
         raise UserError("--language needs a --model that translates.")
-    refuse_outputs(target)
-    ways: list[tuple[dict[str, Any], Reword]] = [
-        ({"how": "template", "template": text}, by_template(text)) for text in templates
-    ]
-    writer = None if model is None else Writer(model, seed)
-    if writer is not None and language is not None:
-        ways.append(({"how": "back-translation", "model": model}, through(writer, language, back_to)))
-    elif writer is not None:
-        ways.append(({"how": "paraphrase", "model": model}, by_model(writer)))
-    rows, malformed, items = Rows(paths, subscribers), Reasons(), list[Item]()
-    for item in rows.items():
-        if isinstance(item.example, Malformed):
-            malformed.add(item.source, item.example.reason)
-        else:
-            items.append(item)
-    most = int(share / (1 - share) * len(items) + 1e-9)
-    left_out: Counter[str] = Counter()
-    try:
-        made = _made(items, ways, most, seed, left_out, Events(*subscribers))
-    finally:
-        if writer is not None:
-            writer.close()
-    with writing(target), atomic_write(target, "wb") as out:
-        out.writelines([*(item.line for item in items), *made])
-    settings = {"templates": list(templates), "model": model, "language": language, "back_to": back_to,
-                "share": share, "seed": seed}  # fmt: skip
-    counts = {"rows": len(items), "synthetic": len(made), "left_out": dict(left_out)}
-    outputs = {target: len(items) + len(made)}
-    write_origin(origin_path(target), "augment", rows.fingerprints, settings, outputs, counts)
-    return Augmented(target, len(items), len(made), dict(left_out), malformed.by_count())
+    with claimed(target):
+        ways: list[tuple[dict[str, Any], Reword]] = [
+            ({"how": "template", "template": text}, by_template(text)) for text in templates
+        ]
+        writer = None if model is None else Writer(model, seed)
+        if writer is not None and language is not None:
+            ways.append(({"how": "back-translation", "model": model}, through(writer, language, back_to)))
+        elif writer is not None:
+            ways.append(({"how": "paraphrase", "model": model}, by_model(writer)))
+        rows, malformed, items = Rows(paths, subscribers), Reasons(), list[Item]()
+        for item in rows.items():
+            if isinstance(item.example, Malformed):
+                malformed.add(item.source, item.example.reason)
+            else:
+                items.append(item)
+        most = int(share / (1 - share) * len(items) + 1e-9)
+        left_out: Counter[str] = Counter()
+        try:
+            made = _made(items, ways, most, seed, left_out, Events(*subscribers))
+        finally:
+            if writer is not None:
+                writer.close()
+        with writing(target), atomic_write(target, "wb") as out:
+            out.writelines([*(item.line for item in items), *made])
+        settings = {"templates": list(templates), "model": model, "language": language, "back_to": back_to,
+                    "share": share, "seed": seed}  # fmt: skip
+        counts = {"rows": len(items), "synthetic": len(made), "left_out": dict(left_out)}
+        outputs = {target: len(items) + len(made)}
+        write_origin(origin_path(target), "augment", rows.fingerprints, settings, outputs, counts)
+        return Augmented(target, len(items), len(made), dict(left_out), malformed.by_count())
 
 
 def _made(

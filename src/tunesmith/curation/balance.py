@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from tunesmith.curation.chance import mixed
 from tunesmith.curation.chosen import write_chosen
 from tunesmith.curation.classes import MALFORMED, classes_of
-from tunesmith.curation.origin import refuse_outputs
+from tunesmith.curation.origin import claimed
 from tunesmith.curation.rows import Paths, Rows
 from tunesmith.data.report import Reason
 from tunesmith.errors import UserError
@@ -77,24 +77,26 @@ def data_balance(
         UserError: the rows cannot be read or have no such column, or the output exists.
     """
     target = Path(output)
-    refuse_outputs(target)
-    rows = Rows(paths, subscribers)
-    classes = classes_of(rows, by)
-    counts = classes.counts
-    if not len(counts):
-        raise UserError("None of the rows can be read, so there is nothing to balance.")
-    if len(counts) > MANY:
-        raise UserError(f"{by} has {len(counts):,} different values, so it is no class. Name another column with --by.")
-    size = _size(to, counts)
-    copies = _copies(classes.numbers, counts, size, most_copies, seed)
-    per_row = np.where(classes.numbers == MALFORMED, 0, copies)
-    after = np.bincount(classes.numbers[classes.numbers >= 0], per_row[classes.numbers >= 0], len(counts))
-    different = np.bincount(classes.numbers[per_row > 0], minlength=len(counts))
-    before, written, distinct = (classes.by_name(each.astype(np.int64)) for each in (counts, after, different))
-    settings = {"by": by, "to": to, "most_copies": most_copies, "seed": seed}
-    outcome = {"target": size, "before": before, "after": written, "different": distinct}
-    total = write_chosen(rows, target, per_row, "balance", settings, outcome)
-    return Balance(target, total, size, before, written, distinct, classes.malformed)
+    with claimed(target):
+        rows = Rows(paths, subscribers)
+        classes = classes_of(rows, by)
+        counts = classes.counts
+        if not len(counts):
+            raise UserError("None of the rows can be read, so there is nothing to balance.")
+        if len(counts) > MANY:
+            raise UserError(
+                f"{by} has {len(counts):,} different values, so it is no class. Name another column with --by."
+            )
+        size = _size(to, counts)
+        copies = _copies(classes.numbers, counts, size, most_copies, seed)
+        per_row = np.where(classes.numbers == MALFORMED, 0, copies)
+        after = np.bincount(classes.numbers[classes.numbers >= 0], per_row[classes.numbers >= 0], len(counts))
+        different = np.bincount(classes.numbers[per_row > 0], minlength=len(counts))
+        before, written, distinct = (classes.by_name(each.astype(np.int64)) for each in (counts, after, different))
+        settings = {"by": by, "to": to, "most_copies": most_copies, "seed": seed}
+        outcome = {"target": size, "before": before, "after": written, "different": distinct}
+        total = write_chosen(rows, target, per_row, "balance", settings, outcome)
+        return Balance(target, total, size, before, written, distinct, classes.malformed)
 
 
 def _size(to: int | str, counts: NDArray[np.int64]) -> int:

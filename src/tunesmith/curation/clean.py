@@ -17,7 +17,7 @@ from tunesmith.checks.subject import Subject, of_files
 from tunesmith.curation.changing import fixed, has_positions, line_of_values, masked, relabeled
 from tunesmith.curation.ledger import Entry, Writer, ledger_path
 from tunesmith.curation.marked import Marks, Reason, Representatives
-from tunesmith.curation.origin import refuse_outputs
+from tunesmith.curation.origin import claimed
 from tunesmith.curation.policy import Action, policy, possible_actions
 from tunesmith.curation.rows import Item, Line, Paths, Rows
 from tunesmith.curation.verdicts import Verdict, digest_of_line, read_verdicts
@@ -26,7 +26,6 @@ from tunesmith.data.read import fingerprint
 from tunesmith.errors import UserError
 from tunesmith.file_hash import file_sha256
 from tunesmith.run import Subscriber, atomic_file, writing
-from tunesmith.run_lock import output_lock
 
 SENSITIVE = ("personal_data", "secrets")
 DUPLICATES = ("exact_duplicates", "near_duplicates")
@@ -117,7 +116,6 @@ def data_clean(
     """
     target = Path(output)
     ledger = ledger_path(target)
-    refuse_outputs(target, ledger)
     chosen = policy(actions or {})
     opinions = read_verdicts(verdicts)
     rows = Rows(paths, subscribers)
@@ -128,7 +126,7 @@ def data_clean(
         "verdicts": fingerprint([str(path) for path in verdicts], Path.cwd()),
         "keep_secrets": keep_secrets,
     }  # not the seed: who has it can test whether a value is behind a pseudonym
-    with output_lock(target):
+    with claimed(target, ledger):
         checks = check_data(subject, only=list(chosen), subscribers=subscribers)
         with (
             writing(target),

@@ -3,6 +3,7 @@
 import json
 from collections import Counter, defaultdict, deque
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import numpy as np
 
 from tunesmith.checks.near_duplicates import near_duplicates
 from tunesmith.curation.chance import hashed
-from tunesmith.curation.origin import refuse_outputs
+from tunesmith.curation.origin import claimed
 from tunesmith.curation.rows import Item, Paths, Rows
 from tunesmith.data.example import Malformed, Source
 from tunesmith.data.split import content_key
@@ -131,34 +132,33 @@ def data_diff(
         UserError: the rows cannot be read or have no such column, or the output exists.
     """
     target = None if output is None else Path(output)
-    if target is not None:
-        refuse_outputs(target)
-    both = Rows(a, subscribers), Rows(b, subscribers)
-    sides = _look(both[0], key), _look(both[1], key)
-    same, left = _matched(sides[0].content, sides[1].content)
-    pairs, left = _matched(sides[0].keys, sides[1].keys, left)
-    matched = [one for one, *_ in pairs], [two for _, two, _ in pairs]
-    items = [_items(both[at], sides[at], [*left[at], *matched[at]]) for at in (0, 1)]
-    if key is None:
-        near = _nearest(left, items)
-        taken = {one for one, *_ in near}, {two for _, two, _ in near}
-        pairs += near
-        left = [[each for each in left[at] if each not in taken[at]] for at in (0, 1)]
-    pairs.sort(key=lambda pair: pair[1])
-    if target is not None:
-        _write(target, items, left, pairs)
-    return Difference(
-        (sides[0].rows, sides[1].rows),
-        len(same),
-        tuple(sides[1].sources[each] for each in left[1]),
-        tuple(sides[0].sources[each] for each in left[0]),
-        tuple(_change(items[0][one], items[1][two], near) for one, two, near in pairs),
-        {name: (sides[0].labels[name], sides[1].labels[name]) for name in sides[0].labels | sides[1].labels},
-        _relabeled([(items[0][one], items[1][two]) for one, two, _ in pairs]),
-        {part: (sides[0].quantiles(part), sides[1].quantiles(part)) for part in ("prompt", "answer")},
-        (sides[0].malformed, sides[1].malformed),
-        target,
-    )
+    with nullcontext() if target is None else claimed(target):
+        both = Rows(a, subscribers), Rows(b, subscribers)
+        sides = _look(both[0], key), _look(both[1], key)
+        same, left = _matched(sides[0].content, sides[1].content)
+        pairs, left = _matched(sides[0].keys, sides[1].keys, left)
+        matched = [one for one, *_ in pairs], [two for _, two, _ in pairs]
+        items = [_items(both[at], sides[at], [*left[at], *matched[at]]) for at in (0, 1)]
+        if key is None:
+            near = _nearest(left, items)
+            taken = {one for one, *_ in near}, {two for _, two, _ in near}
+            pairs += near
+            left = [[each for each in left[at] if each not in taken[at]] for at in (0, 1)]
+        pairs.sort(key=lambda pair: pair[1])
+        if target is not None:
+            _write(target, items, left, pairs)
+        return Difference(
+            (sides[0].rows, sides[1].rows),
+            len(same),
+            tuple(sides[1].sources[each] for each in left[1]),
+            tuple(sides[0].sources[each] for each in left[0]),
+            tuple(_change(items[0][one], items[1][two], near) for one, two, near in pairs),
+            {name: (sides[0].labels[name], sides[1].labels[name]) for name in sides[0].labels | sides[1].labels},
+            _relabeled([(items[0][one], items[1][two]) for one, two, _ in pairs]),
+            {part: (sides[0].quantiles(part), sides[1].quantiles(part)) for part in ("prompt", "answer")},
+            (sides[0].malformed, sides[1].malformed),
+            target,
+        )
 
 
 def _look(rows: Rows, key: str | None) -> _Side:

@@ -1,13 +1,15 @@
 """Where a file's rows come from: the act, its settings, and the hashes of what it read and wrote (`F.origin.json`)."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from tunesmith.file_hash import file_sha256
 from tunesmith.run import atomic_write, jsonable, refuse_existing, writing
+from tunesmith.run_lock import output_lock
 
 SUFFIX = ".origin.json"
 
@@ -21,16 +23,24 @@ def origin_path(output: Path) -> Path:
     return output.with_name(output.name + SUFFIX)
 
 
-def refuse_outputs(*outputs: Path) -> None:
-    """Refuse an output that is there, or whose directory is not.
+@contextmanager
+def claimed(*outputs: Path) -> Iterator[None]:
+    """Within the context, no other process and no other thread writes the outputs. Their directory is created.
+
+    Args:
+        outputs: files or directories that one act writes, the one that is named first.
 
     Raises:
-        UserError: there is one.
+        UserError: one is there, or is being written.
     """
     for output in outputs:
         refuse_existing(output)
         with writing(output):
             output.parent.mkdir(parents=True, exist_ok=True)
+    with output_lock(outputs[0]):
+        for output in outputs:  # another process may have written them just before
+            refuse_existing(output)
+        yield
 
 
 def kept_marks(output: Path) -> list[tuple[str, ...]]:

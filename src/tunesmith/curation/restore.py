@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from tunesmith.curation.ledger import Entry, Ledger, ledger_path
-from tunesmith.curation.origin import refuse_outputs
+from tunesmith.curation.origin import claimed
 from tunesmith.errors import UserError
 from tunesmith.file_hash import file_sha256
 from tunesmith.run import atomic_directory, atomic_file, writing
@@ -50,20 +50,20 @@ def data_restore(cleaned: str | Path, output: str | Path) -> Restored:
     ledger = Ledger.open(ledger_path(source))
     if not source.exists() or file_sha256(source) != ledger.end["output_sha256"]:
         raise UserError(f"{source} is not as it was when its ledger was written. Take the original from a copy.")
-    refuse_outputs(target)
-    names = list(ledger.end["files"])
-    with writing(target), ExitStack() as stack:
-        if len(names) == 1:
-            partial = {names[0]: stack.enter_context(atomic_file(target))}
-            final = {names[0]: target}
-        else:
-            directory = stack.enter_context(atomic_directory(target))
-            partial = {name: directory / short for name, short in zip(names, _short_names(names), strict=True)}
-            final = {name: target / path.name for name, path in partial.items()}
-        counts = _Counts()
-        with source.open("rb") as lines:
-            exact = [final[name] for name in _write(ledger, lines, partial, counts)]
-    return Restored(list(final.values()), counts.rows, exact, counts.masked, counts.missing)
+    with claimed(target):
+        names = list(ledger.end["files"])
+        with writing(target), ExitStack() as stack:
+            if len(names) == 1:
+                partial = {names[0]: stack.enter_context(atomic_file(target))}
+                final = {names[0]: target}
+            else:
+                directory = stack.enter_context(atomic_directory(target))
+                partial = {name: directory / short for name, short in zip(names, _short_names(names), strict=True)}
+                final = {name: target / path.name for name, path in partial.items()}
+            counts = _Counts()
+            with source.open("rb") as lines:
+                exact = [final[name] for name in _write(ledger, lines, partial, counts)]
+        return Restored(list(final.values()), counts.rows, exact, counts.masked, counts.missing)
 
 
 @dataclass

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from tunesmith.curation.chance import mixed
 from tunesmith.curation.chosen import write_chosen
 from tunesmith.curation.classes import Classes, classes_of
-from tunesmith.curation.origin import refuse_outputs
+from tunesmith.curation.origin import claimed
 from tunesmith.curation.rows import Paths, Rows
 from tunesmith.data.report import Reason
 from tunesmith.errors import UserError
@@ -64,16 +64,16 @@ def data_sample(
         UserError: the rows cannot be read or have no such column, or the output exists.
     """
     target = Path(output)
-    refuse_outputs(target)
-    if rows < 1:
-        raise UserError(f"{rows} is no number of rows to draw. Give 1 or more.")
-    source = Rows(paths, subscribers)
-    classes = classes_of(source, stratify)
-    copies, quotas = drawn(classes, rows, seed)
-    by_class = {} if stratify is None else classes.by_name(quotas)
-    settings = {"rows": rows, "stratify": stratify, "seed": seed}
-    written = write_chosen(source, target, copies, "sample", settings, {"classes": by_class})
-    return Sample(target, written, len(classes.numbers), by_class, classes.malformed)
+    with claimed(target):
+        if rows < 1:
+            raise UserError(f"{rows} is no number of rows to draw. Give 1 or more.")
+        source = Rows(paths, subscribers)
+        classes = classes_of(source, stratify)
+        copies, quotas = drawn(classes, rows, seed)
+        by_class = {} if stratify is None else classes.by_name(quotas)
+        settings = {"rows": rows, "stratify": stratify, "seed": seed}
+        written = write_chosen(source, target, copies, "sample", settings, {"classes": by_class})
+        return Sample(target, written, len(classes.numbers), by_class, classes.malformed)
 
 
 def drawn(classes: Classes, rows: int, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

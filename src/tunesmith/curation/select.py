@@ -13,7 +13,7 @@ from tunesmith.checks.record import Record
 from tunesmith.curation.chance import mixed
 from tunesmith.curation.chosen import write_chosen
 from tunesmith.curation.facility import by_vectors, by_words, facility_location
-from tunesmith.curation.origin import refuse_outputs
+from tunesmith.curation.origin import claimed
 from tunesmith.curation.rows import Paths, Rows
 from tunesmith.data.example import Example, Malformed
 from tunesmith.data.report import Reason, Reasons
@@ -89,27 +89,27 @@ def data_select(
         raise UserError(f"{rows} is no number of rows to select. Give 1 or more.")
     if model is not None and by in ("quality", "random"):
         raise UserError(f"--by {by} needs no model.")
-    refuse_outputs(target)
-    source, events, malformed = Rows(paths, subscribers), Events(*subscribers), Reasons()
-    records, examples, classes, indices, total = [], [], [], [], 0
-    for item in source.items():
-        total += 1
-        if isinstance(item.example, Malformed):
-            malformed.add(item.source, item.example.reason)
-        elif (record := item.record) is not None:
-            records.append(record if by in ("diversity", "quality") else None)
-            if by == "difficulty":
-                examples.append(item.example)
-            classes.append(item.example.label if isinstance(item.example.label, str) else None)
-            indices.append(item.index)
-    chosen, hopeless = _chosen(by, model, records, examples, rows, seed, events)
-    copies = np.zeros(total, np.int64)
-    copies[np.array(indices, np.int64)[chosen]] = 1
-    settings = {"rows": rows, "by": by, "model": model, "seed": seed}
-    lost = tuple(sorted({each for each in classes if each is not None} - {classes[each] for each in chosen}))
-    counts = {"read": total, "hopeless": hopeless, "lost": lost}
-    written = write_chosen(source, target, copies, "select", settings, counts)
-    return Selection(target, written, total, malformed.by_count(), hopeless, lost)
+    with claimed(target):
+        source, events, malformed = Rows(paths, subscribers), Events(*subscribers), Reasons()
+        records, examples, classes, indices, total = [], [], [], [], 0
+        for item in source.items():
+            total += 1
+            if isinstance(item.example, Malformed):
+                malformed.add(item.source, item.example.reason)
+            elif (record := item.record) is not None:
+                records.append(record if by in ("diversity", "quality") else None)
+                if by == "difficulty":
+                    examples.append(item.example)
+                classes.append(item.example.label if isinstance(item.example.label, str) else None)
+                indices.append(item.index)
+        chosen, hopeless = _chosen(by, model, records, examples, rows, seed, events)
+        copies = np.zeros(total, np.int64)
+        copies[np.array(indices, np.int64)[chosen]] = 1
+        settings = {"rows": rows, "by": by, "model": model, "seed": seed}
+        lost = tuple(sorted({each for each in classes if each is not None} - {classes[each] for each in chosen}))
+        counts = {"read": total, "hopeless": hopeless, "lost": lost}
+        written = write_chosen(source, target, copies, "select", settings, counts)
+        return Selection(target, written, total, malformed.by_count(), hopeless, lost)
 
 
 def _chosen(

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from tunesmith.curation.chance import hashed
 from tunesmith.curation.classes import class_of
-from tunesmith.curation.origin import SUFFIX, refuse_outputs, write_origin
+from tunesmith.curation.origin import SUFFIX, claimed, write_origin
 from tunesmith.curation.rows import Item, Paths, Rows
 from tunesmith.curation.sides import SIDES, sides_by_class, sides_by_hash, sides_by_time
 from tunesmith.curation.units import NearGroups, units
@@ -114,23 +114,23 @@ def data_split(
         raise UserError(f"held_out {held_out:g} and test {test:g} must be shares that leave rows to train on.")
     if time is not None and stratify is not None:
         raise UserError("A split by time has no random sides to stratify. Give --time or --stratify.")
-    refuse_outputs(target)
-    rows = Rows(paths, subscribers)
-    settings = {
-        "held_out": held_out, "test": test, "stratify": stratify, "group": group, "time": time,
-        "near_duplicates": near_duplicates, "seed": seed,
-    }  # fmt: skip
-    with writing(target), atomic_directory(target) as directory:
-        with (
-            TemporaryDirectory(dir=directory) as sketches,
-            NearGroups(Path(sketches) / "inputs") as inputs,
-            NearGroups(Path(sketches) / "texts") as texts,
-        ):
-            seen = _look(rows, stratify, group, time, (inputs, texts) if near_duplicates else ())
-        unit = _units(seen)
-        sides = _sides(seen, unit, wanted, seed)
-        _refuse_empty(sides, wanted, np.bincount(unit).max(initial=0))
-        return _write(rows, directory, target, seen, sides, unit, settings)
+    with claimed(target):
+        rows = Rows(paths, subscribers)
+        settings = {
+            "held_out": held_out, "test": test, "stratify": stratify, "group": group, "time": time,
+            "near_duplicates": near_duplicates, "seed": seed,
+        }  # fmt: skip
+        with writing(target), atomic_directory(target) as directory:
+            with (
+                TemporaryDirectory(dir=directory) as sketches,
+                NearGroups(Path(sketches) / "inputs") as inputs,
+                NearGroups(Path(sketches) / "texts") as texts,
+            ):
+                seen = _look(rows, stratify, group, time, (inputs, texts) if near_duplicates else ())
+            unit = _units(seen)
+            sides = _sides(seen, unit, wanted, seed)
+            _refuse_empty(sides, wanted, np.bincount(unit).max(initial=0))
+            return _write(rows, directory, target, seen, sides, unit, settings)
 
 
 def _look(rows: Rows, stratify: str | None, group: str | None, time: str | None, near: tuple[NearGroups, ...]) -> _Seen:

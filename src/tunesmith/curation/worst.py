@@ -10,7 +10,7 @@ from tunesmith.checks.driver import check_data
 from tunesmith.checks.result import DataChecks
 from tunesmith.checks.worst import WorstRows
 from tunesmith.curation.marked import marks_by_row
-from tunesmith.curation.origin import origin_path, refuse_outputs, write_origin
+from tunesmith.curation.origin import claimed, origin_path, write_origin
 from tunesmith.curation.rows import Item, Paths, Rows
 from tunesmith.data.example import Malformed
 from tunesmith.data.report import Reason, Reasons
@@ -66,33 +66,34 @@ def data_worst(
     target = Path(output)
     if rows < 1:
         raise UserError(f"{rows} is no number of rows. Give 1 or more.")
-    refuse_outputs(target)
-    given: Any = paths
-    found = check_data(given, subscribers=subscribers) if checks is None else checks
-    worst, source = WorstRows(found), Rows(paths, subscribers)
-    malformed, read = Reasons(), 0
-    chosen: list[tuple[int, int, Item]] = []
-    for item in source.items("looking for the worst rows"):
-        read += 1
-        if isinstance(item.example, Malformed):
-            malformed.add(item.source, item.example.reason)
-        elif badness := worst.badness(item.source):
-            entry = (badness, -item.index, item)
-            if len(chosen) < rows:
-                heapq.heappush(chosen, entry)
-            else:
-                heapq.heappushpop(chosen, entry)
-    if not chosen:
-        raise UserError("No check marks a row that can be read, so none is worse than another. Leave out --worst.")
-    items = [item for _, _, item in sorted(chosen, key=lambda entry: entry[:2], reverse=True)]
-    with writing(target), atomic_write(target, "wb") as out:
-        for item in items:
-            out.write(item.line)
-    marks = marks_by_row(found, {item.source for item in items})
-    listed = [
-        {"source": str(item.source), **asdict(worst.counts(item.source)), "marks": marks[item.source]} for item in items
-    ]
-    counts = {"read": read, "marked": len(worst), "rows": listed}
-    settings = {"rows": rows, "worst": True}
-    write_origin(origin_path(target), "sample", source.fingerprints, settings, {target: len(items)}, counts)
-    return Worst(target, len(items), read, len(worst), malformed.by_count())
+    with claimed(target):
+        given: Any = paths
+        found = check_data(given, subscribers=subscribers) if checks is None else checks
+        worst, source = WorstRows(found), Rows(paths, subscribers)
+        malformed, read = Reasons(), 0
+        chosen: list[tuple[int, int, Item]] = []
+        for item in source.items("looking for the worst rows"):
+            read += 1
+            if isinstance(item.example, Malformed):
+                malformed.add(item.source, item.example.reason)
+            elif badness := worst.badness(item.source):
+                entry = (badness, -item.index, item)
+                if len(chosen) < rows:
+                    heapq.heappush(chosen, entry)
+                else:
+                    heapq.heappushpop(chosen, entry)
+        if not chosen:
+            raise UserError("No check marks a row that can be read, so none is worse than another. Leave out --worst.")
+        items = [item for _, _, item in sorted(chosen, key=lambda entry: entry[:2], reverse=True)]
+        with writing(target), atomic_write(target, "wb") as out:
+            for item in items:
+                out.write(item.line)
+        marks = marks_by_row(found, {item.source for item in items})
+        listed = [
+            {"source": str(item.source), **asdict(worst.counts(item.source)), "marks": marks[item.source]}
+            for item in items
+        ]
+        counts = {"read": read, "marked": len(worst), "rows": listed}
+        settings = {"rows": rows, "worst": True}
+        write_origin(origin_path(target), "sample", source.fingerprints, settings, {target: len(items)}, counts)
+        return Worst(target, len(items), read, len(worst), malformed.by_count())
