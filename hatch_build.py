@@ -3,6 +3,7 @@ PyTorch is installed already. Without a compiler, the package is pure Python."""
 
 import os
 import platform
+import runpy
 import shlex
 import shutil
 import subprocess
@@ -61,7 +62,9 @@ def _compile(compiler: str, directory: Path) -> None:
     library = directory / "kernels.so"
     new, object_file = library.with_suffix(".new"), library.with_suffix(".o")
     wide = ["-mprefer-vector-width=512"] if platform.machine() == "x86_64" else []
-    sources = [*shlex.split(compiler), *shlex.split(FLAGS), *wide, "-c", str(directory / "kernels.c")]
+    checksum = runpy.run_path(str(directory.parents[1] / "compiled_sources.py"))["checksum"](directory)
+    flags = [*shlex.split(FLAGS), *wide, f"-DSOURCE_CHECKSUM={checksum}u"]
+    sources = [*shlex.split(compiler), *flags, "-c", str(directory / "kernels.c")]
     try:
         subprocess.run([*sources, "-o", str(object_file)], check=True, capture_output=True, text=True)
         subprocess.run([*shlex.split(compiler), "-shared", str(object_file), "-lm", "-o", str(new)], check=True)

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tunesmith.compiled_sources import are_current
+
 LIBRARY = Path(__file__).parent / "kernels.so"
 
 _POINTER, _LONG, _DOUBLE = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double
@@ -34,10 +36,12 @@ def library() -> ctypes.CDLL | None:
         return None
     try:
         loaded = ctypes.CDLL(str(LIBRARY))
+        if not are_current(loaded, LIBRARY.parent):
+            return None
         for name, arguments in _ARGUMENTS.items():
             function = getattr(loaded, name)
             function.argtypes, function.restype = arguments, _LONG
-    except (OSError, AttributeError):  # built on another system, or from other sources
+    except OSError:  # built on another system
         return None
     return loaded
 

@@ -217,3 +217,6 @@ int64_t near_runs(const uint32_t *keys, const int64_t *order, int64_t n, int64_t
     *next = n;
     return found;
 }
+
+/* Of the sources that this was compiled from: see compiled_sources.py. */
+uint32_t source_checksum(void) { return SOURCE_CHECKSUM; }

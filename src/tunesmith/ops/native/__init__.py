@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tunesmith.compiled_sources import are_current
+
 LIBRARY = Path(__file__).parent / "kernels.so"
 
 _PAUSE_SOFT = 1
@@ -247,6 +249,8 @@ def library() -> ctypes.CDLL | None:
         _openmp()
         loaded = ctypes.CDLL(str(LIBRARY))
     except OSError:  # built on another system
+        return None
+    if not are_current(loaded, LIBRARY.parent):
         return None
     for name, arguments in _ARGUMENTS.items():
         for suffix in _SUFFIX.values():

@@ -42,3 +42,6 @@
 #include "lora.h"
 #include "block.h"
 #include "inner_products.h"
+
+/* Of the sources that this was compiled from: see compiled_sources.py. */
+uint32_t source_checksum(void) { return SOURCE_CHECKSUM; }
