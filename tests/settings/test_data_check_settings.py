@@ -122,6 +122,13 @@ def test_a_model_looks_for_answers_that_do_not_belong(tiny_model: Path) -> None:
     assert (refused.returncode, "name it with --model NAME" in refused.stderr) == (2, True)
 
 
+def test_contradictions_are_shown_as_pairs_without_personal_data() -> None:
+    write("pair.jsonl", [("Who?", "Ask ann.lee@corp-mail.com for it."), ("Who?", "Nobody.")])
+    lines = [line.strip() for line in run("pair.jsonl").stdout.splitlines()]
+    first = lines.index("≠ Ask person280936884029@example.com for it.")
+    assert lines[first - 2 : first] == ["row 2 another answer to the same input as row 1", "Nobody."]
+
+
 @shows("tunesmith data check --rows")
 def test_as_many_rows_are_listed_as_asked_and_all_are_counted() -> None:
     result = run("rows.jsonl", "--json", "--only", "contradictions", "--rows", "0")

@@ -13,7 +13,6 @@ from tunesmith.errors import UserError
 
 if TYPE_CHECKING:
     from tunesmith.checks.result import DataChecks
-    from tunesmith.report.data_checks import Asked
 
 FAILED = 3
 """The exit code of --strict if a check of severity error marks rows, as that of a gate that is not passed."""
@@ -61,7 +60,7 @@ def check(
 ) -> None:
     """Check data before training: what is wrong, in which rows, and what to do."""
     with quick_imports():
-        from tunesmith.checks.driver import check_data
+        from tunesmith.checks.driver import check_data, subject_of
         from tunesmith.checks.registry import CHECKS, load
         from tunesmith.report.data_checks import Asked, list_checks, not_run, print_checks
         from tunesmith.report.progress import Progress
@@ -73,12 +72,12 @@ def check(
     if not paths:
         raise UserError("Name what to check: files, or a recipe. tunesmith data check --checks lists the checks.")
     subject: Any = paths if base is None else _with_base(paths, base)
+    checked = subject_of(subject, against or [])
     with Progress(Console(stderr=True, highlight=False)) as progress:
         found = check_data(
-            subject,
+            checked,
             only=_names(only),
             skip=_names(skip),
-            against=against or [],
             groups=groups or [],
             encoder=encoder,
             toxicity=toxicity,
@@ -92,13 +91,16 @@ def check(
     options += [f"--groups {shlex.quote(path)}" for path in groups or []]
     asked = Asked(paths, against or [], options, _names(only))
     if report is not None:
-        _write_page(report, found, subject, asked)
+        from tunesmith.report.data_checks_page import write_checks_page
+
+        written = write_checks_page(report, found, checked.files, checked.others, asked)
+        typer.echo(f"Wrote {written}.", err=True)
     if as_json:
         _print_json(found, ROWS_OF_JSON if rows is None else rows)
         for lacking in not_run(found, asked.only):
             typer.echo(f"Not run: {lacking}.", err=True)
     else:
-        print_checks(console, found, ROWS if rows is None else rows, asked)
+        print_checks(console, found, ROWS if rows is None else rows, asked, checked.files, checked.others)
     if strict and found.failed:
         raise typer.Exit(FAILED)
 
@@ -108,14 +110,6 @@ def _print_json(found: "DataChecks", most: int) -> None:
     for result in found.results:
         if result.count > most:
             typer.echo(f"{result.name}: {most:,} of {result.count:,} rows are listed; --rows lists more.", err=True)
-
-
-def _write_page(path: Path, found: "DataChecks", subject: Any, asked: "Asked") -> None:
-    from tunesmith.checks.driver import subject_of
-    from tunesmith.report.data_checks_page import write_checks_page
-
-    checked = subject_of(subject, asked.against)
-    typer.echo(f"Wrote {write_checks_page(path, found, checked.files, checked.others, asked)}.", err=True)
 
 
 def _with_base(paths: list[str], base: str) -> Any:

@@ -1,7 +1,7 @@
 """What the checks of the data found, in the terminal."""
 
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from rich.console import Console
@@ -10,9 +10,14 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from tunesmith.checks.result import CheckResult, DataChecks
+from tunesmith.checks.inputs import Input
+from tunesmith.checks.record import Record
+from tunesmith.checks.result import CheckResult, DataChecks, Mark
+from tunesmith.checks.rows_again import read_again
 from tunesmith.checks.subject import OF_RECIPES
+from tunesmith.data.example import Source
 from tunesmith.report.colors import ALSO, BAD, GOOD, WARNING
+from tunesmith.report.shown_text import beginning
 
 STYLES = {"error": f"bold {BAD}", "warning": f"bold {WARNING}", "note": f"bold {ALSO}"}
 """By severity."""
@@ -26,6 +31,9 @@ NEEDS = {
     **dict.fromkeys(("label_imbalance", "label_neighbors", "suspicious_labels"), "needs rows with labels"),
 }
 """Why a check that was named did not run."""
+
+OUTPUT = 60
+"""Characters that are shown of what a row teaches."""
 
 ROW_COLUMN = 12
 """Characters of the column with the rows' numbers, if all rows are of one file."""
@@ -48,7 +56,14 @@ class Asked:
     only: Sequence[str] = ()
 
 
-def print_checks(console: Console, found: DataChecks, most: int, asked: Asked) -> None:
+def print_checks(
+    console: Console,
+    found: DataChecks,
+    most: int,
+    asked: Asked,
+    files: Sequence[Input] = (),
+    others: Sequence[Input] = (),
+) -> None:
     """Print what was read, a table of the checks that marked rows, the first rows of each, and what to run next.
 
     Args:
@@ -56,16 +71,19 @@ def print_checks(console: Console, found: DataChecks, most: int, asked: Asked) -
         found: by the checks.
         most: rows to list of each check.
         asked: what was asked for.
+        files: that were checked.
+        others: that they were compared with.
     """
     marked = sorted((result for result in found.results if result.count), key=lambda each: ORDER.index(each.severity))
-    files = f"{len(found.files):,} files" if len(found.files) > 1 else found.files[0]
+    name = f"{len(found.files):,} files" if len(found.files) > 1 else found.files[0]
     rows = f"{found.rows:,} row{'s' if found.rows != 1 else ''}"
-    console.print(f"[bold]{rows}[/] in {escape(files)}{_described(found)}", soft_wrap=True)
+    console.print(f"[bold]{rows}[/] in {escape(name)}{_described(found)}", soft_wrap=True)
     if marked:
         console.print(_summary(marked, found.rows))
     short = _shortener(found.files)
     for result in marked if most else ():
-        _print_check(console, result, most, short)
+        pairs = _outputs(result.first(most), [*files, *others]) if result.name == "contradictions" else {}
+        _print_check(console, result, most, short, pairs)
     for result in found.results:
         if result.about and not result.count:
             console.print(f"\n[bold]{result.title}[/]: {escape(result.about)}")
@@ -116,13 +134,29 @@ def _summary(marked: Sequence[CheckResult], rows: int) -> Table:
     return table
 
 
-def _print_check(console: Console, result: CheckResult, most: int, short: Callable[[str], str]) -> None:
+def _outputs(marks: Sequence[Mark], files: Sequence[Input]) -> dict[Source, str]:
+    """What two rows that contradict each other teach, by the row that is marked; nothing of files that changed."""
+    rows = read_again(files, {source for mark in marks for source in (mark.source, *mark.others[:1])})
+    found = {}
+    for mark in marks:
+        both = [rows.get(source) for source in (mark.source, *mark.others[:1])]
+        texts = [each.label or each.learned for each in both if isinstance(each, Record)]
+        if len(texts) == 2:
+            found[mark.source] = "\n≠ ".join(" ".join(beginning(text, OUTPUT).split()) for text in texts)
+    return found
+
+
+def _print_check(
+    console: Console, result: CheckResult, most: int, short: Callable[[str], str], outputs: Mapping[Source, str]
+) -> None:
     console.print(Text(f"\n{result.title}", STYLES[result.severity]))
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), show_header=False)
     table.add_column(no_wrap=True, justify="right", min_width=ROW_COLUMN)
     table.add_column(overflow="fold")
     for mark in result.first(most):
         table.add_row(Text(short(str(mark.source)), "bold"), Text(short(mark.detail)))
+        if mark.source in outputs:
+            table.add_row("", Text(outputs[mark.source], "dim"))
     if result.count > most:
         table.add_row("", Text(f"and {result.count - most:,} more", "dim"))
     console.print(table)

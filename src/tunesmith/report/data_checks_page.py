@@ -1,6 +1,5 @@
 """What the checks of the data found, as one HTML page."""
 
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +12,6 @@ from markupsafe import Markup
 
 from tunesmith.checks.inputs import Input
 from tunesmith.checks.language import in_words
-from tunesmith.checks.mask import mask
 from tunesmith.checks.record import Record
 from tunesmith.checks.result import CheckResult, DataChecks, Mark
 from tunesmith.checks.rows_again import Read, read_again
@@ -23,6 +21,7 @@ from tunesmith.data.example import Malformed, Source
 from tunesmith.report.charts import bar_chart
 from tunesmith.report.data_checks import ORDER, Asked, next_commands
 from tunesmith.report.html import fill_page
+from tunesmith.report.shown_text import beginning
 
 PAGE = "data_checks.html.jinja"
 
@@ -37,11 +36,6 @@ CHARACTERS = 700
 
 LINE = 160
 """Characters of a row before or behind a marked one."""
-
-MARGIN = 2_000
-"""Characters behind those that are shown, so that what the cut goes through is whole."""
-
-_CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f]")
 
 BARS = 20
 """Bars of a figure; what is left is summed up."""
@@ -205,7 +199,7 @@ def _row(rows: Mapping[Source, Read], mark: Mark) -> ShownRow:
     before, behind = (_line(rows.get(Source(file, number))) for number in (row - 1, row + 1))
     return ShownRow(
         str(mark.source),
-        _beginning(mark.detail, len(mark.detail)),
+        beginning(mark.detail, len(mark.detail)),
         _texts(rows.get(mark.source)),
         before,
         behind,
@@ -218,7 +212,7 @@ def _texts(read: Read | None) -> tuple[ShownText, ...]:
         return ()
     texts = [*read.places(), *([("the label", read.label)] if read.label is not None else [])]
     return tuple(
-        ShownText(name.removeprefix("the "), _beginning(text, CHARACTERS), max(0, len(text) - CHARACTERS))
+        ShownText(name.removeprefix("the "), beginning(text, CHARACTERS), max(0, len(text) - CHARACTERS))
         for name, text in texts
     )
 
@@ -229,13 +223,5 @@ def _line(read: Read | None) -> str:
         return f"malformed: {read.reason}"
     if read is None:
         return ""
-    texts = (" ".join(_beginning(text, LINE).split()) for text in (*read.texts[:2], read.label) if text)
+    texts = (" ".join(beginning(text, LINE).split()) for text in (*read.texts[:2], read.label) if text)
     return " → ".join(texts)[:LINE]
-
-
-def _beginning(text: str, characters: int) -> str:
-    """The beginning of a text without personal data and secrets, and with signs for characters that no page has.
-
-    A value that is cut in two is not found any more, so it is masked before the text is cut."""
-    masked = str(mask(text[: characters + MARGIN]).value)[:characters]
-    return _CONTROL.sub(lambda match: chr(0x2400 + ord(match[0])), masked)
