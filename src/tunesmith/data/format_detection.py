@@ -207,11 +207,11 @@ def _unknown(rows: Sequence[Row]) -> UserError:
     if not found:
         known = "; ".join(f"{name}: {' + '.join(format.columns[0])}" for name, format in FORMATS.items())
         return UserError(
-            f"{start}Name the columns to read, for example data.columns: {{question: ..., answer: ...}}, or give them "
-            f"usual names ({known})."
+            f"{start}Name the columns to read in a recipe, for example data.columns: {{question: ..., answer: ...}}, "
+            f"or give them usual names ({known})."
         )
     listed = "\n  ".join(map(str, found))
-    return UserError(f"{start}Name the columns to read. They could be\n  {listed}")
+    return UserError(f"{start}Name the columns to read in a recipe. They could be\n  {listed}")
 
 
 def _quoted(column: str) -> str:
