@@ -141,6 +141,7 @@ def test_all_commands_of_a_page_parse(page: Path) -> None:
         ("comparing", "compare_study"),
         ("prompting", "prompt_search_study"),
         ("preferences", "preference_speed"),
+        ("preferences", "preference_speed_fp32"),
         ("preferences", "preference_quality"),
         ("preferences", "ranking_coverage"),
         ("deciding", "compare_simulation"),
