@@ -1,5 +1,6 @@
 """`answer`: every question of a file gets an answer, also in several parts and after an interruption."""
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -20,6 +21,7 @@ from tunesmith.evaluation.answering import answer
 from tunesmith.evaluation.questions import ANSWERS, QUESTIONS
 from tunesmith.heads.sentence_transformers_format import write_steps
 from tunesmith.inference.sampling import Sampling
+from tunesmith.prompting.prompt import Prompt
 
 TOKENIZER = byte_tokenizer()
 SAMPLING = Sampling(max_new_tokens=6, temperature=1.0, repetition_penalty=1.3, seed=7)
@@ -150,6 +152,32 @@ def test_partial_file_of_another_run_is_refused_and_kept(model: str, tmp_path: P
         with pytest.raises(UserError, match=r"out.jsonl.partial has answers from another run .* Remove it, or use"):
             answer(model, rows, tmp_path / "out.jsonl", sampling)
         assert partial.read_text(encoding="utf-8") == before
+
+
+def test_a_partial_file_knows_its_prompt_its_cache_and_its_rows(model: str, tmp_path: Path) -> None:
+    source = write_rows(tmp_path / "questions.jsonl", [{"question": "Why?"}])
+    prompt = Prompt(system="Be brief.")
+
+    def kill(event: dict[str, Any]) -> None:
+        raise KeyboardInterrupt
+
+    headers = []
+    for asked in ({}, {"prompt": prompt}):
+        with pytest.raises(KeyboardInterrupt):
+            answer(model, source, tmp_path / "out.jsonl", SAMPLING, subscribers=[kill], **asked)  # type: ignore[arg-type]
+        (header,) = (tmp_path / ".out.jsonl.partial").read_text(encoding="utf-8").splitlines()
+        headers.append(json.loads(header))
+        (tmp_path / ".out.jsonl.partial").unlink()
+    plain, prompted = headers
+    chats = json.dumps([[user("Why?")]], sort_keys=True)
+    assert plain == {
+        "model": model, "sampling": json.loads(json.dumps(asdict(SAMPLING))), "cache": "auto",
+        "rows": hashlib.sha256(chats.encode()).hexdigest(),
+    }  # fmt: skip
+    assert prompted == {**plain, "prompt": prompt.version}
+    done = answer(model, source, tmp_path / "out.jsonl", SAMPLING, prompt=prompt)
+    assert (done.rows, done.note) == (1, None), "the whole prompt has room"
+    assert list(read(done.path)[0]) == ["question", "answer"], "the prompt is not in the output"
 
 
 def test_empty_answers_are_left_out_and_counted_also_after_an_interruption(tmp_path: Path) -> None:

@@ -56,6 +56,7 @@ class Clock:
 
     def __init__(self) -> None:
         self.now, self.asked, self.contexts = 0.0, [], []
+        self.chats: list[Any] = []
         self.is_closed = False
 
     def uncached(self) -> "Clock":
@@ -66,6 +67,7 @@ class Clock:
 
     def timings(self, chats: Any, sampling: Sampling, concurrent: int) -> list[Any]:
         self.asked.append((len(chats), sampling.max_new_tokens, concurrent))
+        self.chats += chats
         self.now += 2.0 if sampling.max_new_tokens == 1 else 0.5 * len(chats)
         return []
 
@@ -86,6 +88,7 @@ def test_a_budget_is_shared_by_all_models_of_all_folds_and_their_suites(monkeypa
     found = budget_for([*folds, Trial(None, [clock, clock])], {"slow": clock}, Sampling(9), 60.0)
     assert found is not None
     assert clock.asked == [(1, 1, 1), (8, 9, 8)]
+    assert clock.chats == [[{"role": "user", "content": "Hello."}], *[task.chat for task in tasks]]
     ((context,), clock.contexts) = clock.contexts, []
     assert (context.tasks, context.count, context.rows) == ((), 4, None)
     left = 60.0 - (2.0 + 4.0 + 1.0) - 2.0 * 4
@@ -116,6 +119,25 @@ def test_a_suite_has_no_questions_of_rows_whose_model_does_not_write(monkeypatch
     budget_for([Trial(rows, [clock])], {"slow": clock}, Sampling(9), 60.0)
     assert clock.contexts[0].tasks == ()
     assert clock.contexts[0].rows is rows
+
+
+def test_what_writes_nothing_is_neither_asked_nor_loaded_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock: Any = Clock()
+    monkeypatch.setattr("tunesmith.evaluation.budget.time.perf_counter", lambda: clock.now)
+    clock.model = SimpleNamespace(head=SimpleNamespace(generates_text=False))
+    rows: Any = SimpleNamespace(objective=clock.model, tasks=lambda count: ["a task"] * count)
+    assert budget_for([Trial(rows, [clock])], {}, Sampling(9), 60.0) is None
+    found = budget_for([Trial(rows, [clock], run=Path("run"))], {"slow": clock}, Sampling(9), 60.0)
+    assert (clock.asked, clock.contexts[0].run) == ([], Path("run"))
+    assert found is not None
+    assert (found.seconds_per_answer, found.rows) == (None, int((60.0 - 1.0) / 0.25))
+
+
+def test_without_costs_a_million_rows_are_the_most() -> None:
+    assert evaluated_rows(1.0, []) == 1_000_000
+    assert rows_within(1e9, lambda rows: rows) == 1_000_000
+    assert Cost(2.0, 3).of(4) == 24.0
+    assert Cost(2.0, 3, 1).of(4) == 6.0
 
 
 class Slow:

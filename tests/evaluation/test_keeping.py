@@ -17,6 +17,7 @@ from tunesmith.evaluation.forgetting_curve import (
     checkpoints_of,
     forgetting_curve,
     frontier,
+    measured_curve,
     recommended,
     writing_run,
 )
@@ -135,6 +136,15 @@ def bits_of_base(found: dict[str, Any]) -> float:
     """The base's loss on general text, from what was allowed of it."""
     allowed: float = found["how_to_keep"]["allowed"]
     return allowed / TOLERANCE
+
+
+def test_a_curve_may_have_one_point_and_no_answers(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "short.txt").write_text("\n\n".join(f"{'so ' * 12}{n}." for n in range(9)), encoding="utf-8")
+    options = CurveOptions(general=tmp_path / "short.txt")
+    curve = measured_curve(run, {"only": run / "checkpoints" / "step-000004"}, options)
+    (point,) = curve.points
+    assert (point.name, point.score, curve.metric, curve.answered, curve.steps) == ("only", None, None, 0, None)
+    assert (curve.loss_unit, curve.frontier) == ("nats per loss token", (point,))
 
 
 def test_a_run_that_has_not_finished_is_refused_and_text_without_a_rest_is_warned_of(
