@@ -3,16 +3,14 @@
 import csv
 import json
 import math
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
+from given_subject import Context, Given, task, values
 
 from tunesmith.errors import UserError
-from tunesmith.evaluation.rows import Task
-from tunesmith.evaluation.suite import SuiteContext, storages_of
+from tunesmith.evaluation.suite import storages_of
 from tunesmith.evaluation.suites import latency
 from tunesmith.evaluation.suites.bias import COLUMNS, Bias, Pair, stereotypes
 from tunesmith.evaluation.suites.canaries import ALTERNATIVES, canaries
@@ -25,57 +23,8 @@ from tunesmith.evaluation.suites.quantization import Quantization
 from tunesmith.evaluation.suites.robustness import BLANK, CHANGES, Robustness
 from tunesmith.evaluation.suites.toxicity import _limits
 from tunesmith.inference.sampling import Sampling
-from tunesmith.inference.score import Score
 from tunesmith.statistics.intervals import wilson
-from tunesmith.subjects.subject import NO_LOG_PROBABILITIES, Answer, Timing
-
-
-class Given:
-    """A subject that answers by a function of the last turn, and scores texts by a function."""
-
-    name, model = "given", None
-
-    def __init__(self, answer: Callable[[str], str] = str, log_prob: Callable[[str], float] | None = None) -> None:
-        self.answer, self.log_prob = answer, log_prob
-        self.scores_texts = log_prob is not None
-        self.timed: list[tuple[list[str], int, int]] = []
-        self.asked: list[tuple[list[str], Sampling]] = []
-
-    def answers(self, chats: Any, sampling: Sampling, done: Any = None) -> list[Answer]:
-        texts = [str(chat[-1]["content"]) for chat in chats]
-        self.asked.append((texts, sampling))
-        if done is not None:
-            done(len(chats))
-        return [Answer(self.answer(text), finish_reason="stop") for text in texts]
-
-    def scores(self, chats: Any, texts: Sequence[str]) -> list[Score]:
-        assert self.log_prob is not None
-        return [Score(tuple(text), np.full(len(text), self.log_prob(text))) for text in texts]
-
-    def timings(self, chats: Any, sampling: Sampling, concurrent: int) -> list[Timing]:
-        texts = [str(chat[-1]["content"]) for chat in chats]
-        self.timed.append((texts, sampling.max_new_tokens, concurrent))
-        return [Timing(0.1 * (row + 1), 2.0, 8) for row in range(len(chats))]
-
-
-class Context:
-    """A context that keeps what is reported and left out."""
-
-    def __init__(self, tasks: Sequence[Task] = (), count: int | None = None, run: Path | None = None) -> None:
-        self.progress: list[tuple[str, int, int]] = []
-        self.left_out: dict[str, str] = {}
-        self.context = SuiteContext(
-            None, tasks, Sampling(16), count, lambda *each: self.progress.append(each), run, self.left_out.__setitem__
-        )
-
-
-def task(row: int, question: str, expected: str = "Yes.") -> Task:
-    return Task(({"role": "user", "content": question},), expected, f"row {row}")
-
-
-def values(found: Any) -> dict[str, float]:
-    return {name: figure.value for name, figure in found.items()}
-
+from tunesmith.subjects.subject import NO_LOG_PROBABILITIES
 
 # Bias
 
