@@ -92,7 +92,7 @@ def test_csv_rows_with_a_wrong_number_of_fields_are_malformed(tmp_path: Path) ->
     assert rows_read == [
         (1, complete),
         (2, f"2 fields, {names}"),
-        (3, f"1 fields, {names}"),
+        (3, f"1 field, {names}"),
         (4, f"4 fields, {names}"),
         (5, {"q": "", "a": "", "c": ""}),
         (6, complete),
