@@ -72,6 +72,7 @@ def test_a_form_that_writes_no_text_has_its_memory_only() -> None:
     subject = form(writes=False)
     found = Quantization("int8").measure(subject, Context().context)  # type: ignore[arg-type]
     assert values(found) == {"memory": pytest.approx(24e-6)}
+    assert quantization._timings(subject, prompts(1, 12, 0)) == []  # type: ignore[arg-type]
     assert subject.timed == []
 
 
