@@ -54,7 +54,8 @@ def test_code_without_the_beginning_is_put_after_it() -> None:
     problem = Problem("import re\n\ndef one():\n", "", "one", "row")
     assert with_beginning(problem, "def one():\n    return 1") == "import re\n\n\ndef one():\n    return 1"
     assert with_beginning(problem, "```\n    return 1\n```") == "import re\n\ndef one():\n    return 1"
-    assert with_beginning(problem, "<think>def one()</think>...") == "import re\n\ndef one():\n..."
+    assert with_beginning(problem, "    x = 1\n    return x") == "import re\n\ndef one():\n    x = 1\n    return x"
+    assert with_beginning(problem, "<think>def one()</think>...") == "import re\n\ndef one():\n    ..."
     other = Problem("x = 1\n", "", "one", "row")
     assert with_beginning(other, "def two(): ...") == "x = 1\ndef two(): ..."
 

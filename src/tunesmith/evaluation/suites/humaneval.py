@@ -148,7 +148,10 @@ def with_beginning(problem: Problem, answer: str) -> str:
     """
     code = code_of(final_answer(answer))
     before, defines, _ = problem.prompt.partition(f"def {problem.entry_point}(")
-    return f"{before}\n{code}" if defines and defines in code else problem.prompt + code
+    if defines and defines in code:
+        return f"{before}\n{code}"
+    is_body = defines and not code[:1].isspace()  # an answer has no space at its start
+    return problem.prompt + (f"    {code}" if is_body else code)
 
 
 def pass_at_k(samples: int, passed: int, k: int) -> float:
