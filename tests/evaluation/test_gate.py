@@ -8,7 +8,7 @@ import pytest
 from command import typed
 
 from tunesmith.errors import UserError
-from tunesmith.evaluation.gate import Gate, checked
+from tunesmith.evaluation.gate import Gate, checked, write_example_gate
 from tunesmith.evaluation.suite import SUITES
 
 
@@ -146,3 +146,12 @@ def test_init_writes_a_gate_to_begin_with_and_keeps_one_that_is_there(
     (tmp_path / "gate.yaml").write_text("mine", encoding="utf-8")
     assert typed("init", "rows.jsonl", "--base", str(tiny_model), "--output", "other.yaml").returncode == 0
     assert (tmp_path / "gate.yaml").read_text(encoding="utf-8") == "mine"
+
+
+def test_an_example_of_limits_never_replaces_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "gate.yaml"
+    assert write_example_gate(file)
+    Gate.load(file)
+    file.write_text("mine")
+    assert not write_example_gate(file)
+    assert file.read_text() == "mine"
