@@ -10,6 +10,7 @@ import mmap
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,6 +61,16 @@ class Sets:
             if mapped is not None:
                 with suppress(AttributeError, OSError):  # not on this system
                     mapped.madvise(mmap.MADV_DONTNEED)
+
+
+def mapped(path: Path) -> NDArray[np.uint32]:
+    """A file as an array in which only what is read is in memory; empty if there is no file, or nothing in it.
+
+    Args:
+        path: of numbers, uint32.
+    """
+    has_content = path.exists() and path.stat().st_size
+    return np.memmap(path, np.uint32, "r") if has_content else np.empty(0, np.uint32)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from tunesmith.checks.appended import Appended, cut_to_complete, entries_of
 from tunesmith.checks.inputs import Input
 from tunesmith.checks.models import Models
-from tunesmith.checks.near_runs import Sets
+from tunesmith.checks.near_runs import Sets, mapped
 from tunesmith.checks.scan import Part
 from tunesmith.checks.shingles import BANDS
 from tunesmith.checks.sketch import COLUMNS
@@ -97,7 +97,7 @@ class Table:
 
     def sets_of_all(self, view: str) -> Sets:
         """As `sets`, with the rows of the other files first."""
-        shingles, bands = self._mapped(f"{view}_shingles"), self._mapped(f"{view}_bands")
+        shingles, bands = (mapped(self.directory / f"{view}_{name}.bin") for name in ("shingles", "bands"))
         return Sets(shingles, self.column_of_all(f"{view}_counts"), bands.reshape(-1, BANDS))
 
     def source(self, index: int) -> Source:
@@ -163,11 +163,6 @@ class Table:
         if not count:
             return np.empty(0, kind)
         return np.fromfile(self.directory / f"{name}.bin", kind, count, offset=first * np.dtype(kind).itemsize)
-
-    def _mapped(self, name: str) -> NDArray[np.uint32]:
-        path = self.directory / f"{name}.bin"
-        is_there = path.exists() and path.stat().st_size
-        return np.memmap(path, np.uint32, "r") if is_there else np.empty(0, np.uint32)
 
     @classmethod
     def read(cls, directory: Path) -> "Table":

@@ -12,6 +12,7 @@ from tunesmith.config.data import Data
 from tunesmith.config.registry import Strict
 from tunesmith.config.strict_file import checked_values, mapping_in
 from tunesmith.errors import UserError
+from tunesmith.server_address import is_address
 
 
 class Server(Strict):
@@ -32,7 +33,7 @@ class Server(Strict):
     @field_validator("url")
     @classmethod
     def _is_url(cls, value: str) -> str:
-        if not value.startswith(("http://", "https://")):
+        if not is_address(value):
             raise ValueError("must begin with http:// or https://")
         return value
 

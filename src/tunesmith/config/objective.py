@@ -20,6 +20,7 @@ from tunesmith.config.types import (
     Rendering,
     TokenTable,
 )
+from tunesmith.server_address import address_and_model, is_address
 
 BaseKind = Literal["decoder", "encoder", "encoder-decoder"]
 """The architecture of a base: it continues text, it encodes text, or it encodes text and then writes text."""
@@ -46,19 +47,14 @@ class SamplingServer(Strict):
     @field_validator("server")
     @classmethod
     def _is_an_address(cls, value: str) -> str:
-        if not value.startswith(("http://", "https://")):
+        if not is_address(value):
             raise ValueError("must be an address, such as http://gpu:8000/v1")
         return value
 
     @property
     def address(self) -> str:
         """Without the model's name."""
-        return self.server.partition("#")[0]
-
-    @property
-    def model(self) -> str | None:
-        """The model's name there; None: its first one."""
-        return self.server.partition("#")[2] or None
+        return address_and_model(self.server)[0]
 
 
 @dataclass(frozen=True)

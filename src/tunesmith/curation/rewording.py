@@ -11,8 +11,9 @@ from tunesmith.data.appended_rows import AppendedRows
 from tunesmith.data.example import Malformed, Row
 from tunesmith.errors import UserError
 from tunesmith.inference.model import Model
-from tunesmith.inference.openai_client import OpenAIClient, is_address
+from tunesmith.inference.openai_client import OpenAIClient
 from tunesmith.inference.sampling import Sampling
+from tunesmith.server_address import is_address
 from tunesmith.subjects.local_subject import LocalSubject
 from tunesmith.subjects.served_subject import ServedSubject
 from tunesmith.subjects.subject import Subject

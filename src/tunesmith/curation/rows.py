@@ -150,7 +150,7 @@ class Rows:
             what: is done with them, for the progress.
 
         Raises:
-            UserError: as `items`, but for a line that tells that the file is no file of JSON lines.
+            UserError: as `items`, except that a JSON list under the name of JSON lines is not noticed.
         """
         progress, numbers = _Progress(self._events, what, self.bytes), count()
         for line in read_by(partial(self._lines_of, numbers), self.paths, Path.cwd()):

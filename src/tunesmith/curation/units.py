@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from tunesmith.checks.near_runs import EVERY, Sets, similar_rows
+from tunesmith.checks.near_runs import EVERY, Sets, mapped, similar_rows
 from tunesmith.checks.shingles import BANDS, shingled
 from tunesmith.checks.sketch import hash_of, normalized
 
@@ -95,7 +95,7 @@ class NearGroups:
         repeats = np.ones(len(hashes), np.bool_)
         repeats[first] = False
         counts = np.fromfile(self._paths["counts"], np.uint32)
-        sets = Sets(self._mapped("shingles"), counts, self._mapped("bands").reshape(-1, BANDS))
+        sets = Sets(mapped(self._paths["shingles"]), counts, mapped(self._paths["bands"]).reshape(-1, BANDS))
         pairs = similar_rows(sets, skip=repeats, given=EVERY)
         groups: Numbers = _connected(pairs.rows, pairs.others, len(hashes))[first][numbers]
         return groups
@@ -115,7 +115,3 @@ class NearGroups:
         for name, path in self._paths.items():
             with path.open("ab") as file:
                 getattr(found, name).tofile(file)
-
-    def _mapped(self, name: str) -> NDArray[np.uint32]:
-        path = self._paths[name]
-        return np.memmap(path, np.uint32, "r") if path.stat().st_size else np.empty(0, np.uint32)

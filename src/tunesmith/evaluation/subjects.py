@@ -21,6 +21,7 @@ from tunesmith.inference.model import Model
 from tunesmith.inference.model_reference import ModelReference
 from tunesmith.inference.openai_client import OpenAIClient
 from tunesmith.run import PIPELINE_FILE, Subscriber, resolve_run
+from tunesmith.server_address import address_and_model, is_address
 from tunesmith.subjects.local_subject import LocalSubject
 from tunesmith.subjects.served_subject import ServedSubject
 from tunesmith.training.checkpoint_output import is_checkpoint, output_of_checkpoint
@@ -67,9 +68,9 @@ class SubjectName:
         Raises:
             UserError: what follows `@` is no way to store weights.
         """
-        if text.startswith(("http://", "https://")):
-            url, _, model = text.partition("#")
-            return cls(text, url, served_model=model or None)
+        if is_address(text):
+            url, model = address_and_model(text)
+            return cls(text, url, served_model=model)
         target, at, storage = text.rpartition("@")
         if not at or Path(text).expanduser().exists():
             return cls(text, text)
@@ -79,7 +80,7 @@ class SubjectName:
     @property
     def is_served(self) -> bool:
         """Whether it is the URL of a server."""
-        return self.target.startswith(("http://", "https://"))
+        return is_address(self.target)
 
     @property
     def checkpoint(self) -> Path | None:

@@ -11,6 +11,7 @@ from functools import cached_property
 from typing import Any
 
 from tunesmith.errors import UserError
+from tunesmith.server_address import address_and_model
 
 KEY_VARIABLE = "TUNESMITH_API_KEY"
 """The environment variable with the key for servers."""
@@ -59,8 +60,7 @@ class OpenAIClient:
         Args:
             name: `http://HOST:PORT/v1#MODEL`, or without `#MODEL`: the first one that the server lists.
         """
-        url, _, model = name.partition("#")
-        return cls(url, model or None)
+        return cls(*address_and_model(name))
 
     @cached_property
     def model(self) -> str:
@@ -158,15 +158,6 @@ class OpenAIClient:
 
     def _advice(self, error: urllib.error.HTTPError) -> str:
         return f" Set {KEY_VARIABLE} to a key of the server." if error.code in (401, 403) else ""
-
-
-def is_address(name: str) -> bool:
-    """Whether a model's name is that of one on a server.
-
-    Args:
-        name: as a user gives it.
-    """
-    return name.startswith(("http://", "https://"))
 
 
 def error_message(body: bytes) -> str:

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from tunesmith.config.head import Head
-from tunesmith.data.example import Message, Source
+from tunesmith.data.example import Message
 from tunesmith.data.pack import bucket_by_length
 from tunesmith.data.render import Renderer
 from tunesmith.data.template import UnusableError
@@ -19,15 +19,13 @@ from tunesmith.data.tokens import TokenTable
 from tunesmith.heads.prediction import room_for_text
 from tunesmith.inference.held_out import row_outputs
 from tunesmith.inference.opened_model import OpenedModel
-from tunesmith.inference.rewards import Chat, turns_of
+from tunesmith.inference.rewards import SOURCE, Chat, turns_of
 from tunesmith.models.prompts import padded, plain_model
 
 Ids = NDArray[np.int32]
 
 TOKENS = 4096
 """In a batch, with the padding."""
-
-SOURCE = Source("chats", 1)
 
 
 class Rater:

@@ -52,7 +52,7 @@ class ServerSampler:
     ) -> None:
         self.tokenizer = tokenizer
         self.stops = frozenset(end_tokens(plain_model(model), Renderer(tokenizer)))
-        self._client = OpenAIClient(settings.address, settings.model)
+        self._client = OpenAIClient.of(settings.server)
         self._adapter = AdapterOnServer(model, self._client, settings.folder, directory)
         self._check_server()
         self._adapter.drop_leftovers()

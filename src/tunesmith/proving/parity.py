@@ -28,6 +28,7 @@ from tunesmith.proving.mlx import Mlx, is_mlx
 from tunesmith.proving.reader import Agreement, Ids, Reader
 from tunesmith.proving.trained import Trained
 from tunesmith.run import Events, Subscriber, atomic_write, resolve_run
+from tunesmith.server_address import is_address
 from tunesmith.statistics.differences import paired
 from tunesmith.subjects.subject import Answer
 
@@ -115,7 +116,7 @@ def _reader(
     Raises:
         UserError: nothing of that name exists, or its program is not installed.
     """
-    if name.startswith(("http://", "https://")):
+    if is_address(name):
         return lambda: Served(OpenAIClient(name, key=api_key), first.renderer.tokenizer)
     path = Path(name).expanduser()
     if (path / "Modelfile").exists():

@@ -85,7 +85,17 @@ CHARACTERS = 42
 
 
 def bar_chart(title: str, x_label: str, y_label: str, bars: Sequence[tuple[str, float]]) -> str:
-    """A caption and an SVG of labeled bars. Empty if there are none."""
+    """A caption and an SVG of labeled bars.
+
+    Args:
+        title: above them.
+        x_label: what the bars stand for.
+        y_label: what their heights are.
+        bars: label and height of each.
+
+    Returns:
+        Empty if there are none.
+    """
     if not bars:
         return ""
     frame = Frame.around([0, len(bars)], [0, *(value for _, value in bars)])

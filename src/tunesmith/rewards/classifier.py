@@ -13,10 +13,11 @@ from tunesmith.heads.prediction import inputs_of
 from tunesmith.heads.sequence_classification import SequenceClassificationHead
 from tunesmith.inference.memory import CONCURRENT
 from tunesmith.inference.model import Model
-from tunesmith.inference.openai_client import OpenAIClient, is_address
+from tunesmith.inference.openai_client import OpenAIClient
 from tunesmith.inference.rating import Ids, Rater, chat_of, logits_of_rows
 from tunesmith.rewards.function import RewardFunction, Text, answer_of, text_of
 from tunesmith.rewards.reward_server import Read, RewardServer
+from tunesmith.server_address import is_address
 
 
 class Classifier(RewardFunction):

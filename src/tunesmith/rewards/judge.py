@@ -9,9 +9,10 @@ from pydantic import Field
 
 from tunesmith.inference.memory import CONCURRENT
 from tunesmith.inference.model import Model
-from tunesmith.inference.openai_client import OpenAIClient, is_address
+from tunesmith.inference.openai_client import OpenAIClient
 from tunesmith.metrics import Case
 from tunesmith.rewards.function import RewardFunction, Text, answer_of, column_of, is_path, question_of
+from tunesmith.server_address import is_address
 from tunesmith.subjects.judge import RUBRIC, Judge
 from tunesmith.subjects.local_subject import LocalSubject
 from tunesmith.subjects.served_subject import ServedSubject

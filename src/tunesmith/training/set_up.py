@@ -48,7 +48,17 @@ def build(
     device: torch.device,
     tokenizer: PreTrainedTokenizerBase,
 ) -> Loop:
-    """The loop with the model on the device; a resumed run's at its last checkpoint."""
+    """The loop with the model on the device; a resumed run's at its last checkpoint.
+
+    Args:
+        recipe: of the run.
+        run: its directory.
+        prepared: the rows as tokens.
+        batch_plan: how they make batches.
+        dtype: of the computation.
+        device: of the model.
+        tokenizer: of the base.
+    """
     model, objective = trainable_model(recipe, dtype, device)
     release_freed_memory()  # memory of the weights as they were stored
     prepared = with_known_features(recipe.objective.head, model, prepared, recipe.train.max_batch_tokens)
@@ -60,7 +70,13 @@ def build(
 
 
 def subscribe(loop: Loop, run: Run, subscribers: Sequence[Subscriber]) -> None:
-    """Subscribe what receives the run's events. Drop those after the last checkpoint first: they come again."""
+    """Subscribe what receives the run's events. Drop those after the last checkpoint first: they come again.
+
+    Args:
+        loop: that emits them.
+        run: its directory.
+        subscribers: in addition to the files that the recipe asks for.
+    """
     run.rewind(loop.state.metrics_bytes)
     loop.events.subscribe(MetricsFile(run.directory / "metrics.jsonl"))
     if loop.train.tensorboard:
@@ -72,7 +88,16 @@ def subscribe(loop: Loop, run: Run, subscribers: Sequence[Subscriber]) -> None:
 def emit_start(
     loop: Loop, recipe: Recipe, run: Run, prepared: Prepared, dtype: torch.dtype, evaluations: Evaluations
 ) -> None:
-    """Emit what is trained and on what data, and warn about settings that work differently here."""
+    """Emit what is trained and on what data, and warn about settings that work differently here.
+
+    Args:
+        loop: that emits it.
+        recipe: of the run.
+        run: its directory.
+        prepared: the rows as tokens.
+        dtype: of the computation.
+        evaluations: which rows are evaluated on, and when.
+    """
     loop.events.emit(
         "start",
         run=str(run.directory),
@@ -124,6 +149,18 @@ def loop_of(
     device: torch.device,
     tokenizer: PreTrainedTokenizerBase,
 ) -> Loop:
+    """The loop before its first step.
+
+    Args:
+        recipe: of the run.
+        run: its directory.
+        model: with the method applied.
+        objective: that is trained.
+        prepared: the rows as tokens.
+        batch_plan: how they make batches.
+        device: of the model.
+        tokenizer: of the base.
+    """
     layout = batch_plan.layout(packs(plain_model(model)))
     peak, masters = masters_of(recipe, model, objective)
     events = Events()
@@ -171,7 +208,13 @@ def _sampler(
 
 
 def masters_of(recipe: Recipe, model: PreTrainedModel, objective: Objective) -> tuple[float, MasterWeights]:
-    """The peak learning rate, and the weights that the recipe trains, with their optimizer."""
+    """The peak learning rate, and the weights that the recipe trains, with their optimizer.
+
+    Args:
+        recipe: of the run.
+        model: with the method applied.
+        objective: that is trained.
+    """
     peak, factor = learning_rates(recipe, model)
     return peak, master_weights(model, recipe.train, factor, objective.layers)
 
