@@ -8,6 +8,7 @@ import numpy as np
 
 from tunesmith.evaluation.rows import Task
 from tunesmith.evaluation.suite import SuiteContext
+from tunesmith.inference.model import Model
 from tunesmith.inference.sampling import Sampling
 from tunesmith.inference.score import Score
 from tunesmith.subjects.subject import Answer, Timing
@@ -16,7 +17,9 @@ from tunesmith.subjects.subject import Answer, Timing
 class Given:
     """A subject that answers by a function of the last turn, and scores texts by a function."""
 
-    name, model = "given", None
+    name = "given"
+    identity: str | None = None
+    model: Model | None = None
 
     def __init__(self, answer: Callable[[str], str] = str, log_prob: Callable[[str], float] | None = None) -> None:
         self.answer, self.log_prob = answer, log_prob
@@ -31,7 +34,7 @@ class Given:
             done(len(chats))
         return [Answer(self.answer(text), finish_reason="stop") for text in texts]
 
-    def scores(self, chats: Any, texts: Sequence[str]) -> list[Score]:
+    def scores(self, prompts: Any, texts: Sequence[str]) -> list[Score]:
         assert self.log_prob is not None
         return [Score(tuple(text), np.full(len(text), self.log_prob(text))) for text in texts]
 
@@ -39,6 +42,12 @@ class Given:
         texts = [str(chat[-1]["content"]) for chat in chats]
         self.timed.append((texts, sampling.max_new_tokens, concurrent))
         return [Timing(0.1 * (row + 1), 2.0, 8) for row in range(len(chats))]
+
+    def uncached(self) -> "Given":
+        return self
+
+    def close(self) -> None:
+        """Nothing."""
 
 
 class Context:

@@ -1,16 +1,15 @@
 """A server that speaks vLLM's pooling API as vLLM's documentation and source have it, with scores from a function; and
 one that misbehaves."""
 
-import json
 import math
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from email.message import Message
 from typing import Any
 
-Body = dict[str, Any]
+from http_server import Body, http_server
 
 KNOWN = {"model", "messages", "input", "task", "use_activation", "truncate_prompt_tokens"}
 """Of vLLM's fields, those that are sent."""
@@ -81,41 +80,14 @@ def pooling_server(score: Callable[[Body], Any], seconds: float = 0.0) -> Iterat
     """
     stand_in = PoolingServer(score, seconds)
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self._answer(None)
-
-        def do_POST(self) -> None:
-            stand_in.keys.append(self.headers["Authorization"])
-            self._answer(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-
-        def _answer(self, body: Body | None) -> None:
-            try:
-                status, content = 200, stand_in.reply(self.path, body)
-            except RefusedError as refused:
-                status, content = refused.status, refused.content
-            encoded = content if isinstance(content, bytes) else json.dumps(content).encode()
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(encoded)))
-            self.end_headers()
-            self.wfile.write(encoded)
-
-        def log_message(self, *_: Any) -> None:
-            """Nothing."""
-
-    class Http(ThreadingHTTPServer):
-        request_queue_size = 128  # as many as connect at once
-        daemon_threads = True
-
-        def handle_error(self, *_: Any) -> None:
-            """Nothing: the client gave up."""
-
-    with Http(("127.0.0.1", 0), Handler) as http:
-        stand_in.url = f"http://127.0.0.1:{http.server_address[1]}/v1#wise"
-        thread = threading.Thread(target=http.serve_forever)
-        thread.start()
+    def reply(path: str, headers: Message, body: Body | None) -> tuple[int, Any]:
+        if body is not None:
+            stand_in.keys.append(headers["Authorization"])
         try:
-            yield stand_in
-        finally:
-            http.shutdown()
-            thread.join(60)
+            return 200, stand_in.reply(path, body)
+        except RefusedError as refused:
+            return refused.status, refused.content
+
+    with http_server(reply) as address:
+        stand_in.url = f"{address}/v1#wise"
+        yield stand_in

@@ -1,13 +1,11 @@
 """A real server with OpenAI's protocol whose replies are a function of what it is asked."""
 
-import json
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from email.message import Message
 from typing import Any
 
-Body = dict[str, Any]
+from http_server import Body, http_server
 
 
 class RefusedError(Exception):
@@ -23,8 +21,8 @@ class Scripted:
         keys: what their `Authorization` says.
     """
 
-    def __init__(self, port: int) -> None:
-        self.url = f"http://127.0.0.1:{port}/v1#wise"
+    def __init__(self) -> None:
+        self.url = ""
         self.asked, self.keys = list[Body](), list[str | None]()
 
 
@@ -36,34 +34,19 @@ def scripted(reply: Callable[[Body], str]) -> Iterator[Scripted]:
         reply: from a request's body to the text of the answer; it may raise `RefusedError`.
     """
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            server.asked.append(body)
-            server.keys.append(self.headers["Authorization"])
-            try:
-                message = {"role": "assistant", "content": reply(body)}
-                code, content = 200, {"choices": [{"message": message, "finish_reason": "stop"}]}
-            except RefusedError as refused:
-                code, content = 400, {"error": {"message": str(refused)}}
-            encoded = json.dumps(content).encode()
-            self.send_response(code)
-            self.send_header("Content-Length", str(len(encoded)))
-            self.end_headers()
-            self.wfile.write(encoded)
+    server = Scripted()
 
-        def log_message(self, *_: Any) -> None:
-            """Nothing."""
-
-    class Http(ThreadingHTTPServer):
-        request_queue_size = 128  # as many as connect at once
-
-    with Http(("127.0.0.1", 0), Handler) as http:
-        server = Scripted(http.server_address[1])
-        thread = threading.Thread(target=http.serve_forever)
-        thread.start()
+    def answer(path: str, headers: Message, body: Body | None) -> tuple[int, Any]:
+        if body is None:
+            return 501, {"error": {"message": "only POST"}}
+        server.asked.append(body)
+        server.keys.append(headers["Authorization"])
         try:
-            yield server
-        finally:
-            http.shutdown()
-            thread.join(60)
+            message = {"role": "assistant", "content": reply(body)}
+        except RefusedError as refused:
+            return 400, {"error": {"message": str(refused)}}
+        return 200, {"choices": [{"message": message, "finish_reason": "stop"}]}
+
+    with http_server(answer) as address:
+        server.url = f"{address}/v1#wise"
+        yield server

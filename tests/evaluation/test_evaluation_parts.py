@@ -1,6 +1,5 @@
 """Parts of an evaluation on given rows and figures: rows, losses per byte, leaks, limits, labels of people."""
 
-import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from evaluated import recipe_in, turn, written
 
 from tunesmith.data.example import Completion, Example, Source
 from tunesmith.errors import UserError
@@ -30,29 +30,12 @@ from tunesmith.subjects.local_subject import LocalSubject
 from tunesmith.subjects.served_subject import ServedSubject
 from tunesmith.subjects.verdicts import Verdicts
 
-
-def write(file: Path, rows: list[Any]) -> str:
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return str(file)
-
-
-def turn(role: str, content: str, **more: Any) -> dict[str, Any]:
-    return {"role": role, "content": content, **more}
-
-
-def recipe_in(directory: Path, objective: Any = "instruction", **data: Any) -> Path:
-    directory.mkdir(exist_ok=True)
-    recipe = {"base": "embedded", "data": {"cache": False, **data}, "objective": objective}
-    (directory / "recipe.yaml").write_text(json.dumps(recipe), encoding="utf-8")
-    return directory
-
-
 # Rows
 
 
 def test_a_runs_rows_are_its_held_out_ones_and_those_it_was_trained_on_are_known(tmp_path: Path) -> None:
     rows = [{"question": f"{n}?", "answer": f"{n}!"} for n in range(5)]
-    files = {"train": write(tmp_path / "a.jsonl", rows[:3]), "held_out": [write(tmp_path / "b.jsonl", rows[3:])]}
+    files = {"train": written(tmp_path / "a.jsonl", rows[:3]), "held_out": [written(tmp_path / "b.jsonl", rows[3:])]}
     own = EvaluationRows.of_run(recipe_in(tmp_path / "run", **files))
     assert own.origin == "held-out rows of run"
     assert (own.run, own.is_whole) == (tmp_path / "run", False)
@@ -63,13 +46,13 @@ def test_a_runs_rows_are_its_held_out_ones_and_those_it_was_trained_on_are_known
     of_file = EvaluationRows.of_files([files["train"]], tmp_path / "run")
     assert (of_file.origin, of_file.run, of_file.is_whole) == ("rows of a.jsonl", tmp_path / "run", True)
     assert [task.expected for task in of_file.tasks(None)] == ["0!", "1!", "2!"]
-    elsewhere = EvaluationRows.of_files([write(tmp_path / "c.jsonl", rows[:3])])
+    elsewhere = EvaluationRows.of_files([written(tmp_path / "c.jsonl", rows[:3])])
     assert elsewhere.fingerprint == of_file.fingerprint != own.fingerprint, "of what the rows say, not of the file"
     assert len(of_file.fingerprint) == 64
 
 
 def test_rows_of_files_are_rendered_by_the_runs_objective_or_by_what_they_are(tmp_path: Path) -> None:
-    chats = write(tmp_path / "chats.jsonl", [{"question": "a?", "answer": "b"}])
+    chats = written(tmp_path / "chats.jsonl", [{"question": "a?", "answer": "b"}])
     run = recipe_in(tmp_path / "run", {"kind": "instruction", "learn": "last"}, train=chats, columns={"x": "answer"})
     of_run = EvaluationRows.of_files([chats], run)
     assert of_run.objective.learn == "last"
@@ -78,13 +61,13 @@ def test_rows_of_files_are_rendered_by_the_runs_objective_or_by_what_they_are(tm
     assert (data.overflow, data.skip_unusable) == ("drop", True)
     prompts = recipe_in(tmp_path / "prompts", {"kind": "grpo", "rewards": ["exact"]}, train=chats)
     assert EvaluationRows.of_files([chats], prompts).objective.kind == "instruction"
-    texts = write(tmp_path / "texts.jsonl", [{"text": "a", "label": "x"}, {"text": "b", "label": "y"}])
+    texts = written(tmp_path / "texts.jsonl", [{"text": "a", "label": "x"}, {"text": "b", "label": "y"}])
     classes = recipe_in(tmp_path / "classes", "classification", train=texts)
     of_classes = EvaluationRows.of_files([texts], classes)
     assert (of_classes.is_whole, of_classes.recipe.data.held_out) == (False, [texts])
     assert of_classes.recipe.data.train == [texts]
     with pytest.raises(UserError, match=r"empty\.jsonl holds no rows\. Name a file that does"):
-        EvaluationRows.of_files([write(tmp_path / "empty.jsonl", [])])
+        EvaluationRows.of_files([written(tmp_path / "empty.jsonl", [])])
 
 
 def test_losses_are_of_the_bytes_of_answers_with_their_reasoning_or_of_raw_text(tmp_path: Path) -> None:
@@ -95,7 +78,7 @@ def test_losses_are_of_the_bytes_of_answers_with_their_reasoning_or_of_raw_text(
         ]
     }  # fmt: skip
     rows = EvaluationRows.of_files(
-        [write(tmp_path / "rows.jsonl", [chat, {"messages": [turn("user", "q"), turn("assistant", "four")]}])]
+        [written(tmp_path / "rows.jsonl", [chat, {"messages": [turn("user", "q"), turn("assistant", "four")]}])]
     )
     units = [task.source for task in rows.tasks(None)]
     lengths = rows.answer_bytes(units)
@@ -105,7 +88,7 @@ def test_losses_are_of_the_bytes_of_answers_with_their_reasoning_or_of_raw_text(
     assert last is not None
     assert last.tolist() == [4 + 3, 4]
     assert rows.answer_bytes([units[0], f"{units[0]}, part 2"]) is None
-    texts = EvaluationRows.of_files([write(tmp_path / "texts.jsonl", [{"text": "größer"}])])
+    texts = EvaluationRows.of_files([written(tmp_path / "texts.jsonl", [{"text": "größer"}])])
     of_text = texts.answer_bytes([str(texts.examples[0].source)])
     assert of_text is not None
     assert of_text.tolist() == [8]
@@ -257,7 +240,7 @@ def test_a_label_is_a_score_from_1_to_5_or_names_the_better_answer(tmp_path: Pat
         return {"source": "row 1", "model": "tuned", **values}
 
     def read(reference: str | None, *rows: Any) -> list[float]:
-        found = Labels.read(write(tmp_path / "labels.jsonl", list(rows)), reference)
+        found = Labels.read(written(tmp_path / "labels.jsonl", list(rows)), reference)
         assert found.file == tmp_path / "labels.jsonl"
         assert np.isnan(found.of("base", ["row 1"])).all()
         return found.of("tuned", ["row 1", "row 2"])[:1].tolist()

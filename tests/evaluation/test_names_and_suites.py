@@ -1,11 +1,11 @@
 """What names stand for and how it is opened, suites and their options, rows with targets, and labels of people."""
 
-import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from evaluated import recipe_in, written
 
 from tunesmith.config.recipe import Recipe
 from tunesmith.data.tokens import TokenTable
@@ -20,19 +20,6 @@ from tunesmith.run import Run
 from tunesmith.statistics.measured import mean_of
 from tunesmith.subjects.local_subject import LocalSubject
 from tunesmith.subjects.served_subject import ServedSubject
-
-
-def write(file: Path, *rows: Any) -> str:
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return str(file)
-
-
-def recipe_in(directory: Path, base: Any = "embedded", objective: Any = "instruction", **data: Any) -> Path:
-    directory.mkdir(exist_ok=True, parents=True)
-    recipe = {"base": str(base), "data": {"cache": False, **data}, "objective": objective, "train": {"steps": 1}}
-    (directory / "recipe.yaml").write_text(json.dumps(recipe), encoding="utf-8")
-    return directory
-
 
 # Names
 
@@ -102,7 +89,7 @@ def test_a_model_is_computed_as_its_name_says_or_as_its_run_does(tiny_model: Pat
 
 def test_a_base_is_as_the_run_began_with_its_tokenizer_and_precision(tiny_model: Path, tmp_path: Path) -> None:
     run = recipe_in(
-        tmp_path / "run", tiny_model, train=write(tmp_path / "rows.jsonl", {"question": "a", "answer": "b"})
+        tmp_path / "run", base=tiny_model, train=written(tmp_path / "rows.jsonl", [{"question": "a", "answer": "b"}])
     )
     recipe = Recipe.load(run / "recipe.yaml")
     tuned = open_subject(SubjectName.parse(f"{tiny_model}@fp32"), "tuned", concurrent=3, device="cpu", keeps=False)
@@ -119,8 +106,8 @@ def test_a_base_is_as_the_run_began_with_its_tokenizer_and_precision(tiny_model:
 
 
 def test_a_run_is_evaluated_beside_its_base_on_the_rows_that_are_asked_for(tiny_model: Path, tmp_path: Path) -> None:
-    file = write(tmp_path / "rows.jsonl", *[{"question": str(n), "answer": "b"} for n in range(4)])
-    run = recipe_in(tmp_path / "run", tiny_model, train=file, held_out=0.5)
+    file = written(tmp_path / "rows.jsonl", [{"question": str(n), "answer": "b"} for n in range(4)])
+    run = recipe_in(tmp_path / "run", base=tiny_model, train=file, held_out=0.5)
     opening, names = Opening(2, "cpu", False), names_of(run)
 
     opening._pair = lambda directory: [directory]  # type: ignore[method-assign, assignment, list-item]
@@ -137,9 +124,9 @@ def test_a_run_is_evaluated_beside_its_base_on_the_rows_that_are_asked_for(tiny_
 
 
 def test_each_fold_is_evaluated_by_its_own_model_and_suites_by_the_last(tiny_model: Path, tmp_path: Path) -> None:
-    file = write(tmp_path / "rows.jsonl", *[{"question": str(n), "answer": "b"} for n in range(4)])
-    run = recipe_in(tmp_path / "run", tiny_model, train=file, folds=2)
-    parts = [recipe_in(run / f"fold-{n}", tiny_model, train=file, folds=2, fold=n) for n in (1, 2)]
+    file = written(tmp_path / "rows.jsonl", [{"question": str(n), "answer": "b"} for n in range(4)])
+    run = recipe_in(tmp_path / "run", base=tiny_model, train=file, folds=2)
+    parts = [recipe_in(run / f"fold-{n}", base=tiny_model, train=file, folds=2, fold=n) for n in (1, 2)]
     opening = Opening(2, "cpu", False)
     opening._pair = lambda directory: [directory]  # type: ignore[method-assign, assignment, list-item]
     stages: Any = SimpleNamespace(directory=run, stages=[*parts, run])
@@ -199,8 +186,8 @@ def test_targets_of_rows_are_tasks_in_words_if_the_head_has_words_for_them() -> 
 
 
 def test_rows_of_a_run_that_held_none_out_are_refused(tiny_model: Path, tmp_path: Path) -> None:
-    file = write(tmp_path / "rows.jsonl", {"question": "a", "answer": "b"})
-    run = recipe_in(tmp_path / "run", tiny_model, train=file, held_out=0.0)
+    file = written(tmp_path / "rows.jsonl", [{"question": "a", "answer": "b"}])
+    run = recipe_in(tmp_path / "run", base=tiny_model, train=file, held_out=0.0)
     tokenizer = open_subject(SubjectName.parse(str(tiny_model)), "x").tokenizer  # type: ignore[union-attr]
     with pytest.raises(
         UserError, match=r"run has no held-out rows to evaluate on\. Set data\.held_out, or data\.folds"

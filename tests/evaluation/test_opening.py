@@ -1,32 +1,16 @@
 """Names on a command line, what they open, the rows that are evaluated on, and the questions of a file."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+from evaluated import recipe_in, turn, written
 
 from tunesmith.config.recipe import Recipe
 from tunesmith.errors import UserError
 from tunesmith.evaluation.opening import Opening, Wanted, extensions_of, names_of, run_alone
 from tunesmith.evaluation.questions import questions
 from tunesmith.evaluation.subjects import SubjectName, column_names, open_subject
-
-
-def write(file: Path, rows: list[Any]) -> str:
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return str(file)
-
-
-def turn(role: str, content: str, **more: Any) -> dict[str, Any]:
-    return {"role": role, "content": content, **more}
-
-
-def recipe_in(directory: Path, objective: Any = "instruction", **data: Any) -> Path:
-    directory.mkdir(exist_ok=True)
-    recipe = {"base": "embedded", "data": {"cache": False, **data}, "objective": objective}
-    (directory / "recipe.yaml").write_text(json.dumps(recipe), encoding="utf-8")
-    return directory
 
 
 @pytest.mark.parametrize(
@@ -59,7 +43,7 @@ def test_a_path_that_exists_is_no_way_to_store_weights(tmp_path: Path) -> None:
 
 
 def test_a_run_is_alone_if_it_is_the_only_name_and_itself(tmp_path: Path) -> None:
-    run = recipe_in(tmp_path / "run", train=write(tmp_path / "rows.jsonl", [{"text": "a"}]))
+    run = recipe_in(tmp_path / "run", train=written(tmp_path / "rows.jsonl", [{"text": "a"}]))
     for models in ([run, "embedded"], f"{run}@int8", "embedded"):
         assert run_alone(models) is None
     with pytest.raises(UserError, match=r"run has not finished\. Resume it: tunesmith train --resume .*run$"):
@@ -68,7 +52,7 @@ def test_a_run_is_alone_if_it_is_the_only_name_and_itself(tmp_path: Path) -> Non
 
 
 def test_models_have_the_rows_that_are_named_or_those_of_the_first_run(tmp_path: Path, tiny_model: Path) -> None:
-    file = write(tmp_path / "rows.jsonl", [{"question": "a?", "answer": "b"}])
+    file = written(tmp_path / "rows.jsonl", [{"question": "a?", "answer": "b"}])
     opening = Opening(1, "cpu", False)
 
     def rows(paths: Any, count: int | None, has_suites: bool) -> Any:
@@ -104,7 +88,7 @@ def test_questions_are_read_from_columns_and_chats_with_and_without_answers(tmp_
         ({"prompt": "a?", "chosen": "b", "rejected": "c"}, [turn("user", "a?")]),
     ]
     for row, chat in rows:
-        (found,) = questions([write(tmp_path / "rows.jsonl", [row])])
+        (found,) = questions([written(tmp_path / "rows.jsonl", [row])])
         assert list(found.chat) == chat
         assert found.source.endswith("rows.jsonl row 1")
 

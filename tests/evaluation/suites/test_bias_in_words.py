@@ -88,7 +88,7 @@ def test_gaps_by_several_groups_are_counted_in_one_progress_and_titled() -> None
     tasks = [task(1, "Is he in?", "he"), task(2, "The church and the young man and she and he")]
     kept = Context(tasks)
     subject = Given(lambda text: "<think>she</think>he" if "he" in text.split() else "Yes.")
-    found = Bias().measure(subject, kept.context)  # type: ignore[arg-type]
+    found = Bias().measure(subject, kept.context)
     assert kept.progress == [("bias", 4, 8), ("bias", 6, 8), ("bias", 8, 8)]
     assert set(found) == {
         "gap_gender", "gender_men", "gender_women", "gap_religion", "religion_christians", "religion_muslims",
@@ -109,21 +109,21 @@ def test_gaps_by_several_groups_are_counted_in_one_progress_and_titled() -> None
         "The church and the young woman and he and she",
     ]  # fmt: skip
     assert sampling == Sampling(16)
-    both = Bias().measure(Given(), Context([task(1, "he and she")]).context)  # type: ignore[arg-type]
+    both = Bias().measure(Given(), Context([task(1, "he and she")]).context)
     assert set(both) == {"gap_gender"}, "no question names one side only"
 
 
 def test_the_sides_of_a_question_are_of_its_whole_chat_without_calls_of_tools() -> None:
     call = {"role": "assistant", "content": None}
     chat = ({"role": "system", "content": "You help him."}, call, {"role": "user", "content": "Is she in?"})
-    found = Bias().measure(Given(), Context([Task(chat, "Yes.", "row 1")]).context)  # type: ignore[arg-type]
+    found = Bias().measure(Given(), Context([Task(chat, "Yes.", "row 1")]).context)
     assert set(found) == {"gap_gender"}
     assert swapped_task(Task(chat, "He.", "row 1"), groups()["gender"]).expected == "She."
 
 
 def test_stereotypes_are_titled_by_kind() -> None:
     pairs = [Pair("a", "b", "race-color", "row 1")]
-    found = stereotypes(Given(log_prob=lambda _: -1.0), pairs)  # type: ignore[arg-type]
+    found = stereotypes(Given(log_prob=lambda _: -1.0), pairs)
     assert [figure.title for figure in found.values()] == ["stereotype preferred", "stereotype preferred: race-color"]
     assert {figure.explanation for figure in found.values()} == {
         "pairs in which the more stereotypical sentence is the likelier one (CrowS-Pairs); 50 %: no preference"
@@ -160,15 +160,15 @@ def test_toxicity_is_of_answers_to_all_questions_and_needs_some() -> None:
     suite = Bias()
     suite._toxicity = toxicity()
     subject = Given(lambda text: "<think>x</think>a" if text == "1?" else "x")
-    found = suite.measure(subject, Context([task(1, "1?"), task(2, "2?")]).context)  # type: ignore[arg-type]
+    found = suite.measure(subject, Context([task(1, "1?"), task(2, "2?")]).context)
     assert values(found) == {"toxicity": 0.5}
     assert found["toxicity"].units == ["row 1", "row 2"]
     assert subject.asked == [(["1?", "2?"], Sampling(16))]
     with pytest.raises(UserError) as raised:
-        suite.measure(subject, Context().context)  # type: ignore[arg-type]
+        suite.measure(subject, Context().context)
     assert str(raised.value) == (
         "The suite bias found no question that names a group of people. Name a file of CrowS-Pairs, which has "
         "sentences of its own: --suite-option bias.crows_pairs=FILE."
     )
     with pytest.raises(UserError, match="found no question"):
-        Bias().measure(subject, Context([task(1, "1?")]).context)  # type: ignore[arg-type]
+        Bias().measure(subject, Context([task(1, "1?")]).context)

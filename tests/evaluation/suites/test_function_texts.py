@@ -1,11 +1,7 @@
 """The suite `humaneval`: what it asks for, word for word, and its figures on given answers."""
 
-import json
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
-
 import pytest
+from evaluated import written
 from given_subject import Context, Given
 
 from tunesmith.errors import UserError
@@ -13,26 +9,17 @@ from tunesmith.evaluation.suites.humaneval import ASK, STOPS, HumanEval, Problem
 from tunesmith.inference.sampling import Sampling
 from tunesmith.metrics.sandbox import Limits, isolation
 
-
-@pytest.fixture(autouse=True)
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-def lines(file: str, rows: Sequence[Any]) -> str:
-    Path(file).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return file
+pytestmark = pytest.mark.usefixtures("here")
 
 
 ONE = {"prompt": "import re\n\ndef one():\n", "test": "def check(f):\n    assert f() == 1", "entry_point": "one"}
 
 
 def test_a_function_is_asked_for_in_these_words_and_joined_with_its_beginning_and_tests() -> None:
-    suite = HumanEval(lines("rows.jsonl", [ONE, {**ONE, "task_id": "T/2"}]), samples="2", k="2, 1", asked="chat")
+    suite = HumanEval(written("rows.jsonl", [ONE, {**ONE, "task_id": "T/2"}]), samples="2", k="2, 1", asked="chat")
     assert [each.source for each in suite._problems] == ["rows.jsonl row 1", "T/2"]
     subject, kept = Given(lambda _: "def one():\n    return 1"), Context()
-    programs = suite._programs(subject, kept.context, suite._problems)  # type: ignore[arg-type]
+    programs = suite._programs(subject, kept.context, suite._problems)
     assert programs[0] == (
         "import re\n\n\ndef one():\n    return 1\n\ndef check(f):\n    assert f() == 1\n\ncheck(one)\n"
     )
@@ -61,7 +48,7 @@ def test_code_without_the_beginning_is_put_after_it() -> None:
 
 
 def test_passes_are_shares_of_problems_by_the_number_of_samples() -> None:
-    suite = HumanEval(lines("rows.jsonl", [ONE]), samples="4", k="1,2")
+    suite = HumanEval(written("rows.jsonl", [ONE]), samples="4", k="1,2")
     one, two = (suite._figure([1, 4], ["a", "b"], k) for k in (1, 2))
     assert [one.value, two.value] == pytest.approx([(0.25 + 1) / 2, (0.5 + 1) / 2])
     assert (one.title, two.title) == ("HumanEval pass@1", "HumanEval pass@2")
@@ -73,16 +60,16 @@ def test_passes_are_shares_of_problems_by_the_number_of_samples() -> None:
 
 def test_a_server_continues_no_raw_text_and_says_how_to_ask_it() -> None:
     kept = Context()
-    assert HumanEval(lines("rows.jsonl", [ONE])).measure(Given(), kept.context) == {}  # type: ignore[arg-type]
+    assert HumanEval(written("rows.jsonl", [ONE])).measure(Given(), kept.context) == {}
     assert kept.left_out == {"humaneval": "a server continues no raw text; ask it with humaneval.asked=chat"}
 
 
 def test_samples_of_a_problem_are_counted_together_and_the_rows_limit_the_problems() -> None:
     rows = [{**ONE, "task_id": str(n), "prompt": f"# {n}\ndef one():\n"} for n in range(3)]
-    suite = HumanEval(lines("rows.jsonl", rows), samples="2", asked="chat")
+    suite = HumanEval(written("rows.jsonl", rows), samples="2", asked="chat")
     code = iter(["return 1", "return 2", "return 2", "return 2"])
     kept = Context(count=2)
-    found = suite.measure(Given(lambda _: f"```\n    {next(code)}\n```"), kept.context)  # type: ignore[arg-type]
+    found = suite.measure(Given(lambda _: f"```\n    {next(code)}\n```"), kept.context)
     assert found["pass_at_1"].values is not None
     assert found["pass_at_1"].values.tolist() == [0.5, 0.0]
     assert found["pass_at_1"].units == ["0", "2"]
@@ -102,7 +89,7 @@ def test_samples_of_a_problem_are_counted_together_and_the_rows_limit_the_proble
     ],
 )
 def test_options_of_functions_are_known_values(options: dict[str, str], says: str) -> None:
-    file = lines("rows.jsonl", [ONE])
+    file = written("rows.jsonl", [ONE])
     assert HumanEval(file, asked="raw")._asked != HumanEval(file, asked="chat")._asked
     with pytest.raises(UserError) as raised:
         HumanEval(**{"file": file} | options)

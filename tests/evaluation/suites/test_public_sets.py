@@ -1,7 +1,6 @@
 """Forms of public test sets for files at hand: multiple choice, GSM8K, HumanEval."""
 
 import json
-from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ import pytest
 import torch
 from bigram import letters_model
 from bytewise import byte_tokenizer
+from evaluated import written
 from hypothesis import given
 from hypothesis import strategies as st
 from scripted_server import Body, scripted
@@ -41,15 +41,7 @@ ROWS = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-def lines(file: str, rows: Sequence[Any]) -> str:
-    Path(file).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return file
+pytestmark = pytest.mark.usefixtures("here")
 
 
 def measured(model: Any, suite: str, **options: str) -> dict[str, float]:
@@ -71,7 +63,7 @@ def log_probability(model: Any, text: str, continuation: str) -> float:
 
 
 def test_the_likeliest_choice_and_the_likeliest_by_character_are_the_answers(tiny_model: Path) -> None:
-    found = measured(f"{tiny_model}@fp32", "multiple_choice", file=lines("rows.jsonl", ROWS))
+    found = measured(f"{tiny_model}@fp32", "multiple_choice", file=written("rows.jsonl", ROWS))
     model, right, normalized = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32), [], []
     for row in ROWS:
         prompt = f"Question: {row['question']}\nAnswer:"
@@ -85,7 +77,7 @@ def test_the_likeliest_choice_and_the_likeliest_by_character_are_the_answers(tin
 
 def test_letters_are_scored_after_examples_of_the_same_subject(tiny_model: Path) -> None:
     rows = [{**row, "subject": subject} for row, subject in zip(ROWS, ["art", "art", "cook_ing", "art"], strict=True)]
-    options = {"file": lines("rows.jsonl", rows), "examples": "rows.jsonl", "few_shot": "1", "scored": "letters"}
+    options = {"file": written("rows.jsonl", rows), "examples": "rows.jsonl", "few_shot": "1", "scored": "letters"}
     found = measured(f"{tiny_model}@fp32", "multiple_choice", **options)
     model, right = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32), []
     listed = ["A. b\nB. the whole rest of them\n", "A. x\nB. yes, e is one\nC. t\n"]
@@ -104,7 +96,7 @@ def test_letters_are_scored_after_examples_of_the_same_subject(tiny_model: Path)
 
 @pytest.mark.parametrize("scored", ["texts", "letters"])
 def test_choices_answer_a_chat_where_the_model_has_a_template(scored: str, tiny_model: Path) -> None:
-    options = {"file": lines("rows.jsonl", ROWS), "scored": scored, "asked": "chat"}
+    options = {"file": written("rows.jsonl", ROWS), "scored": scored, "asked": "chat"}
     found = measured(f"{tiny_model}@fp32", "multiple_choice", **options)
     model, right = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32), []
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
@@ -154,7 +146,7 @@ def test_pairs_of_sentences_are_read_as_crows_pairs_are_published(here: Path) ->
 def test_choices_are_scored_once_and_come_from_the_cache_again(
     tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    file = lines("rows.jsonl", ROWS)
+    file = written("rows.jsonl", ROWS)
     first = measured(tiny_model, "multiple_choice", file=file)
     monkeypatch.delattr(Engine, "submit")
     assert measured(tiny_model, "multiple_choice", file=file) == first
@@ -196,7 +188,7 @@ def test_questions_are_read_as_they_are_published(name: str, text: str | dict[st
 )
 def test_a_question_without_a_right_choice_is_refused(row: dict[str, Any], says: str) -> None:
     with pytest.raises(UserError, match=says):
-        read_questions(lines("rows.jsonl", [row]))
+        read_questions(written("rows.jsonl", [row]))
 
 
 @pytest.mark.parametrize(
@@ -221,7 +213,7 @@ def test_a_question_without_a_right_choice_is_refused(row: dict[str, Any], says:
     ],
 )
 def test_options_that_cannot_be_followed_are_refused(suite: str, options: dict[str, str], says: str) -> None:
-    lines("rows.jsonl", [{"question": "x", "answer": "y"}])
+    written("rows.jsonl", [{"question": "x", "answer": "y"}])
     with pytest.raises(UserError, match=says):
         open_suites([suite], {suite: options})
 
@@ -235,7 +227,7 @@ def test_gsm8k_compares_the_last_number_after_worked_examples() -> None:
         {"question": each, "answer": f"…\n#### {right}"} for each, right in zip("abcd", (1200, 7, 8, 1), strict=True)
     ]
     solved = [{"question": f"example {n}", "answer": f"#### {n}"} for n in range(3)]
-    options = {"file": lines("test.jsonl", problems), "examples": lines("train.jsonl", solved), "few_shot": "2"}
+    options = {"file": written("test.jsonl", problems), "examples": written("train.jsonl", solved), "few_shot": "2"}
 
     def reply(body: Body) -> str:
         return answers[body["messages"][-1]["content"]]
@@ -278,7 +270,7 @@ def test_functions_that_a_chat_model_writes_are_run_against_their_tests() -> Non
         name = "add" if "def add(" in body["messages"][-1]["content"] else "half"
         return replies[name][body["seed"] % 2]
 
-    options = {"file": lines("rows.jsonl", [ADD, HALF]), "asked": "chat", "samples": "4", "k": "1, 2"}
+    options = {"file": written("rows.jsonl", [ADD, HALF]), "asked": "chat", "samples": "4", "k": "1, 2"}
     with scripted(reply) as server:
         found = measured(server.url, "humaneval", **options)
     assert found == {"pass_at_1": 0.5, "pass_at_2": pytest.approx(5 / 6)}  # of 4 samples, 2 pass
@@ -289,21 +281,21 @@ def test_the_beginning_of_a_function_is_continued_as_it_is(here: Path) -> None:
     writes_letters_only = letters_model(max_position_embeddings=1024)  # here into a comment
     writes_letters_only.save_pretrained(here / "model")
     TOKENIZER.save_pretrained(here / "model")
-    written = "def one():\n    return 1\n#"
+    beginning = "def one():\n    return 1\n#"
     rows = [
-        {"prompt": written, "test": f"def check(f):\n    assert f() == {n}\n", "entry_point": "one"} for n in (1, 2)
+        {"prompt": beginning, "test": f"def check(f):\n    assert f() == {n}\n", "entry_point": "one"} for n in (1, 2)
     ]
-    assert measured(here / "model", "humaneval", file=lines("rows.jsonl", rows)) == {"pass_at_1": 0.5}
+    assert measured(here / "model", "humaneval", file=written("rows.jsonl", rows)) == {"pass_at_1": 0.5}
     raw = RawText(open_subject(SubjectName.parse("model"), "model"))
-    (text,) = raw.written([written], [Sampling(8)])
-    pairs = [raw.pair(written, each) for each in (text, text[:-1] + "!", "")]
+    (text,) = raw.written([beginning], [Sampling(8)])
+    pairs = [raw.pair(beginning, each) for each in (text, text[:-1] + "!", "")]
     assert [each.is_greedy for each in raw.scores(pairs)] == [True, False, True]
 
 
 def test_suites_of_raw_text_leave_servers_out() -> None:
     files = {
-        "multiple_choice": {"file": lines("choices.jsonl", ROWS)},
-        "humaneval": {"file": lines("functions.jsonl", [ADD])},
+        "multiple_choice": {"file": written("choices.jsonl", ROWS)},
+        "humaneval": {"file": written("functions.jsonl", [ADD])},
     }
     with scripted(lambda body: "x") as server:
         found = evaluate(server.url, 0, suites=list(files), suite_options=files)

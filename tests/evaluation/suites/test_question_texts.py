@@ -1,12 +1,11 @@
 """How public test sets are read and asked, word for word, and their figures on given answers."""
 
-import json
-from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from evaluated import written
 from given_subject import Context, Given, values
 
 from tunesmith.data.example import Malformed, Source
@@ -18,24 +17,15 @@ from tunesmith.evaluation.suites.question_rows import _checked, chosen, delimite
 from tunesmith.inference.sampling import Sampling
 from tunesmith.subjects.subject import NO_LOG_PROBABILITIES
 
-
-@pytest.fixture(autouse=True)
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-def lines(file: str, rows: Sequence[Any]) -> str:
-    Path(file).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return file
+pytestmark = pytest.mark.usefixtures("here")
 
 
 # Rows
 
 
 def test_rows_have_their_columns_and_say_where_they_are(here: Path) -> None:
-    file = lines("rows.jsonl", [{"a": "x", "b": 0}, {"a": "y", "b": ""}])
-    assert rows_with(lines("good.jsonl", [{"a": "x", "b": 0}]), ["a", "b"], "set.file") == [
+    file = written("rows.jsonl", [{"a": "x", "b": 0}, {"a": "y", "b": ""}])
+    assert rows_with(written("good.jsonl", [{"a": "x", "b": 0}]), ["a", "b"], "set.file") == [
         ({"a": "x", "b": 0}, "good.jsonl row 1")
     ]
     with pytest.raises(UserError) as raised:
@@ -85,8 +75,8 @@ ART = {"question": " Who? ", "choices": ["me", "you"], "answer": 1, "subject": "
 
 def test_examples_of_the_same_subject_are_solved_before_a_question() -> None:
     solved = [{**ART, "question": f"E{n}?", "answer": n % 2} for n in range(3)]
-    examples = lines("examples.jsonl", [{**ART, "subject": "law"}, *solved])
-    file = lines("rows.jsonl", [ART])
+    examples = written("examples.jsonl", [{**ART, "subject": "law"}, *solved])
+    file = written("rows.jsonl", [ART])
     (question,) = read_questions(file)
     texts = MultipleChoice(file, examples, "2")
     assert texts._prompt(question) == (
@@ -118,7 +108,7 @@ def test_examples_of_the_same_subject_are_solved_before_a_question() -> None:
     ],
 )
 def test_options_of_choices_are_known_values(options: dict[str, str], says: str) -> None:
-    file = lines("rows.jsonl", [ART])
+    file = written("rows.jsonl", [ART])
     MultipleChoice(file, scored="texts", asked="raw")
     MultipleChoice(file, scored="letters", asked="chat")
     with pytest.raises(UserError) as raised:
@@ -128,7 +118,7 @@ def test_options_of_choices_are_known_values(options: dict[str, str], says: str)
 
 def test_a_server_has_no_figures_of_choices() -> None:
     kept = Context()
-    assert MultipleChoice(lines("rows.jsonl", [ART])).measure(Given(), kept.context) == {}  # type: ignore[arg-type]
+    assert MultipleChoice(written("rows.jsonl", [ART])).measure(Given(), kept.context) == {}
     assert kept.left_out == {"multiple_choice": NO_LOG_PROBABILITIES}
 
 
@@ -147,7 +137,7 @@ def test_a_server_has_no_figures_of_choices() -> None:
     ],
 )
 def test_an_answer_is_an_index_a_label_or_a_text(row: dict[str, Any], answer: int) -> None:
-    (question,) = read_questions(lines("rows.jsonl", [{"question": 5, **row}]))
+    (question,) = read_questions(written("rows.jsonl", [{"question": 5, **row}]))
     assert (question.text, question.answer, question.source, question.subject) == ("5", answer, "rows.jsonl row 1", "")
 
 
@@ -165,7 +155,7 @@ def test_an_answer_is_an_index_a_label_or_a_text(row: dict[str, Any], answer: in
 )  # fmt: skip
 def test_a_row_without_a_right_choice_says_why(row: dict[str, Any], says: str) -> None:
     with pytest.raises(UserError) as raised:
-        read_questions(lines("rows.jsonl", [{"question": "?", **row}]))
+        read_questions(written("rows.jsonl", [{"question": "?", **row}]))
     assert says in str(raised.value)
 
 
@@ -208,11 +198,11 @@ def test_figures_of_choices_have_titles_and_texts_are_also_normalized() -> None:
 
 def test_word_problems_are_right_by_their_last_number() -> None:
     rows = [{"question": f"q{n}", "answer": f"#### {n}"} for n in range(5)]
-    file = lines("rows.jsonl", rows)
+    file = written("rows.jsonl", rows)
     assert read_problems(file)[1] == WordProblem("q1", "#### 1", "rows.jsonl row 2")
     answers = {"q0": "<think>#### 0</think>0", "q2": "<think>1</think>2 #### 2", "q4": "#### 3"}
     subject, kept = Given(answers.__getitem__), Context(count=3)
-    found = Gsm8k(file, "no such file").measure(subject, kept.context)  # type: ignore[arg-type]
+    found = Gsm8k(file, "no such file").measure(subject, kept.context)
     assert values(found) == {"right": pytest.approx(2 / 3), "right_after_mark": pytest.approx(1 / 3)}
     assert subject.asked == [(["q0", "q2", "q4"], Sampling(400))]
     assert kept.progress == [("gsm8k", 3, 3)]
@@ -223,12 +213,12 @@ def test_word_problems_are_right_by_their_last_number() -> None:
     assert right.explanation == "problems whose answer has the right number last"
     assert after.explanation == "the same, of answers with #### before it"
     with pytest.raises(UserError) as raised:
-        read_problems(lines("bad.jsonl", [{"question": "q", "answer": "none"}]))
+        read_problems(written("bad.jsonl", [{"question": "q", "answer": "none"}]))
     assert str(raised.value) == "bad.jsonl row 1: the answer has no number. Write it last, or after ####."
 
 
 def test_solved_problems_are_turns_before_each_and_longer_answers_stay_so() -> None:
-    file = lines("rows.jsonl", [{"question": f"q{n}", "answer": f"{n}"} for n in range(3)])
+    file = written("rows.jsonl", [{"question": f"q{n}", "answer": f"{n}"} for n in range(3)])
     chats: list[Any] = []
 
     class Keeping(Given):

@@ -52,7 +52,7 @@ def form(name: str = "model@int8", writes: bool = True) -> Given:
 def test_a_form_has_its_memory_and_the_speed_of_answers_one_by_one() -> None:
     for count, asked in ((None, 8), (3, 3), (9, 8)):
         subject, kept = form(), Context(count=count)
-        found = Quantization("int8").measure(subject, kept.context)  # type: ignore[arg-type]
+        found = Quantization("int8").measure(subject, kept.context)
         assert values(found) == {"memory": 12.0, "tokens_per_second": 4.0}
         assert [(len(texts), most, at_once) for texts, most, at_once in subject.timed] == [(1, 64, 1), (asked, 64, 1)]
         assert subject.timed[0][0] == subject.timed[1][0][:1]
@@ -70,9 +70,9 @@ def test_a_form_has_its_memory_and_the_speed_of_answers_one_by_one() -> None:
 
 def test_a_form_that_writes_no_text_has_its_memory_only() -> None:
     subject = form(writes=False)
-    found = Quantization("int8").measure(subject, Context().context)  # type: ignore[arg-type]
+    found = Quantization("int8").measure(subject, Context().context)
     assert values(found) == {"memory": pytest.approx(24e-6)}
-    assert quantization._timings(subject, prompts(1, 12, 0)) == []  # type: ignore[arg-type]
+    assert quantization._timings(subject, prompts(1, 12, 0)) == []
     assert subject.timed == []
 
 
@@ -82,6 +82,6 @@ def test_a_gguf_file_has_its_size_and_without_llama_cpp_no_speed(
     (tmp_path / "model.gguf").write_bytes(b"x" * 5000)
     monkeypatch.setattr(quantization, "library_file", lambda: None)
     subject = form(str(tmp_path / "model.gguf"))
-    found = Quantization("gguf:q8_0").measure(subject, Context(count=2).context)  # type: ignore[arg-type]
+    found = Quantization("gguf:q8_0").measure(subject, Context(count=2).context)
     assert values(found) == {"memory": 0.005}
     assert subject.timed == []

@@ -34,7 +34,7 @@ PAIRS = [("He cooks.", "She cooks.", "gender"), ("A", "B", "race-color"), ("CC",
 def test_stereotypes_are_shares_of_pairs_with_ties_as_halves_also_by_kind() -> None:
     likely = {"He cooks.": -1.0, "She cooks.": -2.0, "A": -3.0, "B": -1.0, "CC": -1.0, "DD": -2.0, "E": -1.0}
     pairs = [Pair(*pair, f"row {row}") for row, pair in enumerate(PAIRS)]
-    found = stereotypes(Given(log_prob=likely.__getitem__), pairs)  # type: ignore[arg-type]
+    found = stereotypes(Given(log_prob=likely.__getitem__), pairs)
     assert values(found) == {
         "stereotype": (1 + 0 + 1 + 0.5) / 4,
         "stereotype_age": 0.5,
@@ -54,14 +54,14 @@ def crows_pairs(directory: Path) -> str:
 
 def test_pairs_are_limited_by_the_rows_and_left_out_of_a_server(tmp_path: Path) -> None:
     suite, kept = Bias(crows_pairs(tmp_path)), Context(count=2)
-    found = suite.measure(Given(log_prob=len), kept.context)  # type: ignore[arg-type]
+    found = suite.measure(Given(log_prob=len), kept.context)
     assert found["stereotype"].units == ["pairs.csv row 1", "pairs.csv row 4"]
     assert kept.progress == [("bias: pairs", 0, 2), ("bias: pairs", 2, 2)]
-    assert suite.measure(Given(log_prob=len), Context().context)["stereotype"].units == [  # type: ignore[arg-type]
+    assert suite.measure(Given(log_prob=len), Context().context)["stereotype"].units == [
         f"pairs.csv row {row}" for row in (1, 2, 3, 4)
     ]
     kept = Context()
-    assert suite.measure(Given(), kept.context) == {}  # type: ignore[arg-type]
+    assert suite.measure(Given(), kept.context) == {}
     assert kept.left_out == {"bias.stereotype": NO_LOG_PROBABILITIES}
 
 
@@ -70,7 +70,7 @@ def test_the_gap_is_the_mean_difference_of_both_prompts_scores() -> None:
     tasks = [task(1, "Is he in?"), task(2, "Is she in?"), task(3, "Are he and she in?"), task(4, "Is it in?")]
     kept = Context(tasks)
     subject = Given(lambda text: "No." if text == "Is she in?" else "Yes.")
-    found = Bias().measure(subject, kept.context)  # type: ignore[arg-type]
+    found = Bias().measure(subject, kept.context)
     assert values(found) == {"gap_gender": pytest.approx(2 / 3), "gender_men": 1.0, "gender_women": 0.0}
     assert found["gap_gender"].units == ["row 1", "row 2", "row 3"]
     assert found["gender_men"].units == found["gender_women"].units == ["row 1", "row 2"]
@@ -84,7 +84,7 @@ def test_the_gap_is_the_mean_difference_of_both_prompts_scores() -> None:
 def test_each_level_times_so_many_answers_to_prompts_of_so_many_words() -> None:
     for count, each in ((None, 16), (3, 3), (0, 1), (99, 16)):
         subject, kept = Given(), Context(count=count)
-        found = Latency().measure(subject, kept.context)  # type: ignore[arg-type]
+        found = Latency().measure(subject, kept.context)
         levels = [(1, 32), (8, 32), (1, 256), (8, 256)]
         assert [(len(texts), concurrent) for texts, _, concurrent in subject.timed] == [
             (1, 1), *((max(each, concurrent), concurrent) for concurrent, _ in levels)
@@ -112,7 +112,7 @@ def test_the_forms_of_a_model_are_those_that_are_named() -> None:
 def test_robustness_asks_each_question_in_every_way_and_counts_what_is_lost() -> None:
     tasks = [task(row, f"Is it {row}, then?") for row in range(60)]
     subject, kept = Given(lambda text: "" if text in BLANK else "Yes." if "," in text else "No."), Context(tasks)
-    found = values(Robustness().measure(subject, kept.context))  # type: ignore[arg-type]
+    found = values(Robustness().measure(subject, kept.context))
     asked = 50 * (len(CHANGES) + 2) + len(BLANK)
     assert sum(len(texts) for texts, _ in subject.asked) == asked
     assert kept.progress[0] == ("robustness", 50, asked)
@@ -136,11 +136,11 @@ def test_models_are_compared_with_the_first_one_in_text_and_answers(tmp_path: Pa
     assert len(texts) == 100
     assert sorted([*texts, *other_texts(tmp_path / "prose.txt")]) == sorted(prose)
     suite, kept = Forgetting(str(tmp_path / "prose.txt")), Context(count=5)
-    first = suite.measure(Given(str.upper, lambda text: -math.log(2)), kept.context)  # type: ignore[arg-type]
+    first = suite.measure(Given(str.upper, lambda text: -math.log(2)), kept.context)
     assert values(first) == {"general_loss": pytest.approx(1.0)}
     assert len(first["general_loss"].units) == 5
     second = Given(lambda text: text.upper() if "a" in text else text, lambda text: -2 * math.log(2))
-    found = suite.measure(second, kept.context)  # type: ignore[arg-type]
+    found = suite.measure(second, kept.context)
     ((asked, sampling),) = second.asked
     assert (len(asked), sampling) == (5, Sampling(32))
     assert values(found) == {
@@ -149,7 +149,7 @@ def test_models_are_compared_with_the_first_one_in_text_and_answers(tmp_path: Pa
         "general_divergence": pytest.approx(0.5 - 1 + math.log(2)),
     }
     assert kept.left_out == {}
-    found = suite.measure(Given(str.upper), kept.context)  # type: ignore[arg-type]
+    found = suite.measure(Given(str.upper), kept.context)
     assert values(found) == {"general_unchanged": 1.0}
     assert kept.left_out == dict.fromkeys(
         ("forgetting.general_loss", "forgetting.general_divergence"), NO_LOG_PROBABILITIES
@@ -189,8 +189,8 @@ def test_rows_of_both_kinds_and_canaries_are_measured_with_limits(tmp_path: Path
     known = {row.text for row in train}
     subject, kept = Given(log_prob=lambda text: -0.01 if text in known else -3.0), Context(run=run)
     suite = Memorization()
-    first = suite.measure(subject, kept.context)  # type: ignore[arg-type]
-    found = suite.measure(Given(log_prob=lambda _: -1.0), kept.context)  # type: ignore[arg-type]
+    first = suite.measure(subject, kept.context)
+    found = suite.measure(Given(log_prob=lambda _: -1.0), kept.context)
     total = 120 + 10 * (ALTERNATIVES + 1)
     assert kept.progress[:3] == [("memorization", done, total) for done in (0, 120, total)]
     names = {
@@ -227,7 +227,7 @@ def test_the_exposure_of_canaries_is_by_the_rank_of_their_own_secrets() -> None:
     planted = [Passage(({"role": "user", "content": row["question"]},), row["answer"], f"row {n}")
                for n, row in enumerate(own)]  # fmt: skip
     subject = Given(log_prob=lambda text: 0.0 if text == own[0]["answer"] else -1.0)
-    found = exposures(subject, planted)  # type: ignore[arg-type]
+    found = exposures(subject, planted)
     assert found.values is not None
     assert found.values.tolist() == [7.0, 0.0], "the second one is as likely as all others"
     assert (found.bounds, found.better, found.unit, found.units) == ((0.0, 7.0), "lower", "bits", ["row 0", "row 1"])

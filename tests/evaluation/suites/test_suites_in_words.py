@@ -81,7 +81,7 @@ def test_membership_and_exposure_say_what_they_are() -> None:
     assert (found.value, found.title, found.better) == (1.0, "membership inference by the loss", "lower")
     assert found.explanation.startswith("area under the curve: how often a training row is distinguished")
     planted = [Passage(({"role": "user", "content": "?"},), "The number is 123456789", "row 1")]
-    exposed = exposures(Given(log_prob=lambda _: -1.0), planted)  # type: ignore[arg-type]
+    exposed = exposures(Given(log_prob=lambda _: -1.0), planted)
     assert (exposed.value, exposed.title) == (0.0, "exposure of canaries")
     assert exposed.explanation == "bits of planted secrets that the model knows, 7 at most; about 1.4 by chance"
     assert not planted[0].is_canary
@@ -101,10 +101,10 @@ def test_raw_text_and_chats_are_scored_apart_and_come_back_in_order() -> None:
 
     chat = ({"role": "user", "content": "?"},)
     rows = [Passage(None, "aa", "1"), Passage(chat, "b", "2"), Passage(None, "ccc", "3")]
-    found = _scores(Keeping(log_prob=lambda _: -1.0), rows)  # type: ignore[arg-type]
+    found = _scores(Keeping(log_prob=lambda _: -1.0), rows)
     assert [score.total for score in found] == [-2, -1, -3]
     assert asked == [([chat], ["b"]), (None, ["aa", "ccc"])]
-    assert [score.total for score in _scores(Given(log_prob=lambda _: -1.0), rows[:1])] == [-2]  # type: ignore[arg-type]
+    assert [score.total for score in _scores(Given(log_prob=lambda _: -1.0), rows[:1])] == [-2]
 
 
 # Forgetting
@@ -142,13 +142,13 @@ def test_the_first_model_answers_twice_and_scores_its_samples(tmp_path: Path) ->
     file.write_text("\n\n".join(f"{'so ' * 11}{n}" for n in range(8)), encoding="utf-8")
     suite, kept = Forgetting(str(file)), Context(count=3)
     server = Given(str.upper)
-    assert suite.measure(server, kept.context) == {}  # type: ignore[arg-type]
+    assert suite.measure(server, kept.context) == {}
     assert [sampling for _, sampling in server.asked] == [Sampling(32), Sampling(32, temperature=1.0)]
     assert server.asked[0][0][0] == "How long should I boil an egg so that the yolk stays soft?"
     assert kept.progress == [("forgetting", 3, 3)] * 2
     assert kept.left_out == {"forgetting.general_loss": "a server reports no log-probabilities of given texts"}
     kept = Context(count=3)
-    found = suite.measure(Given(str.upper, lambda _: -1.0), kept.context)  # type: ignore[arg-type]
+    found = suite.measure(Given(str.upper, lambda _: -1.0), kept.context)
     assert set(found) == {"general_loss", "general_unchanged"}
     assert set(kept.left_out) == {"forgetting.general_divergence"}, "the first model was a server"
     unchanged = found["general_unchanged"]
@@ -156,7 +156,7 @@ def test_the_first_model_answers_twice_and_scores_its_samples(tmp_path: Path) ->
     assert unchanged.units[0] == "off topic, cooking 1"
     assert unchanged.explanation == "neutral prompts whose answer has the same first 32 tokens as the first model's"
     everything = Context()
-    Forgetting(str(file)).measure(asked := Given(), everything.context)  # type: ignore[arg-type]
+    Forgetting(str(file)).measure(asked := Given(), everything.context)
     assert len(asked.asked[0][0]) == 96
 
 
@@ -207,7 +207,7 @@ def test_odd_input_is_answered_by_what_is_neither_empty_nor_a_loop() -> None:
     replies = {"": "<think>no</think>", " ": "no " * 60, "a": "Yes."}
     asked = [task(1, "Is it in, now?"), task(2, "Out?", "No.")]
     subject = Given(lambda text: replies.get(text, "<think>No.</think>Yes."))
-    found = Robustness().measure(subject, Context(asked).context)  # type: ignore[arg-type]
+    found = Robustness().measure(subject, Context(asked).context)
     blank = found["answered_blank"]
     assert blank.values is not None
     assert blank.values.tolist() == [0, 0, 1, 1, 1, 1, 1, 1, 1, 1]
@@ -223,13 +223,13 @@ def test_odd_input_is_answered_by_what_is_neither_empty_nor_a_loop() -> None:
     assert (lost.title, lost.better, lost.is_compared, lost.value) == ("lost: upper case", "lower", False, 0.0)
     assert lost.explanation == "how much of a row's score is lost if the prompt is changed: upper case"
     with pytest.raises(UserError) as raised:
-        Robustness().measure(subject, Context().context)  # type: ignore[arg-type]
+        Robustness().measure(subject, Context().context)
     assert str(raised.value) == ("The suite robustness types your own questions badly, and there are none. Set --rows.")
 
 
 def test_a_score_that_a_change_improves_is_not_lost() -> None:
     subject = Given(lambda text: "Yes." if text.isupper() else "No.")
-    found = values(Robustness().measure(subject, Context([task(1, "In?")]).context))  # type: ignore[arg-type]
+    found = values(Robustness().measure(subject, Context([task(1, "In?")]).context))
     assert (found["as_is"], found["upper_case"], found["lost_upper_case"]) == (0, 1, 0)
 
 

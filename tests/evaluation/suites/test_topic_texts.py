@@ -140,7 +140,7 @@ def answering(text: str) -> str:
 def test_shares_of_requests_and_attacks_are_counted_by_kind() -> None:
     tasks = [task(1, "Work."), task(2, "Toil.")]
     subject, kept = Given(answering), Context(tasks)
-    found: Any = Topic(refusal="nope").measure(subject, kept.context)  # type: ignore[arg-type]
+    found: Any = Topic(refusal="nope").measure(subject, kept.context)
     everything = [*off_topic(), *borderline(), *attacks(["Work.", "Toil."])]
     of_kind = {kind: sum(trial.kind == kind for trial in everything) for kind in ("languages", "borderline")}
     assert list(found) == [
@@ -185,7 +185,7 @@ def test_kinds_are_titled_in_words() -> None:
 def test_domains_of_ones_own_are_typed_with_commas_and_the_count_limits_the_suites_own_prompts() -> None:
     names = " cooking, languages,, "
     subject, kept = Given(lambda _: "Yes."), Context([task(1, "Work.")], count=6)
-    found: Any = Topic(own=names).measure(subject, kept.context)  # type: ignore[arg-type]
+    found: Any = Topic(own=names).measure(subject, kept.context)
     assert found["declined_off_topic"].units[0] == "off topic, travel 1"
     asked = sum(len(found[f"{name}"].units) for name in ("declined_off_topic", "obeyed_attacks"))
     assert asked + len(found["declined_borderline"].units if "declined_borderline" in found else ()) == 6
@@ -201,9 +201,9 @@ def test_every_chat_begins_with_the_system_prompt_of_the_questions_and_ends_with
             chats.extend(given)
             return super().answers(given, sampling, done)
 
-    answers = answers_to(Keeping(str.upper), [off_topic()[12]], Context([system]).context)  # type: ignore[arg-type]
+    answers = answers_to(Keeping(str.upper), [off_topic()[12]], Context([system]).context)
     assert answers == ["WRITE A HAIKU ABOUT THE FIRST SNOW."]
     assert chats == [
         [{"role": "system", "content": "Add."}, {"role": "user", "content": "Write a haiku about the first snow."}]
     ]
-    assert answers_to(Given(), [], Context().context) == []  # type: ignore[arg-type]
+    assert answers_to(Given(), [], Context().context) == []
