@@ -100,7 +100,7 @@ def check(
         for lacking in not_run(found, asked.only):
             typer.echo(f"Not run: {lacking}.", err=True)
     else:
-        print_checks(console, found, ROWS if rows is None else rows, asked, checked.files, checked.others)
+        print_checks(console, found, ROWS if rows is None else rows, asked, [*checked.files, *checked.others])
     if strict and found.failed:
         raise typer.Exit(FAILED)
 

@@ -56,14 +56,7 @@ class Asked:
     only: Sequence[str] = ()
 
 
-def print_checks(
-    console: Console,
-    found: DataChecks,
-    most: int,
-    asked: Asked,
-    files: Sequence[Input] = (),
-    others: Sequence[Input] = (),
-) -> None:
+def print_checks(console: Console, found: DataChecks, most: int, asked: Asked, files: Sequence[Input]) -> None:
     """Print what was read, a table of the checks that marked rows, the first rows of each, and what to run next.
 
     Args:
@@ -71,8 +64,7 @@ def print_checks(
         found: by the checks.
         most: rows to list of each check.
         asked: what was asked for.
-        files: that were checked.
-        others: that they were compared with.
+        files: that were checked, and those that they were compared with.
     """
     marked = sorted((result for result in found.results if result.count), key=lambda each: ORDER.index(each.severity))
     name = f"{len(found.files):,} files" if len(found.files) > 1 else found.files[0]
@@ -82,7 +74,7 @@ def print_checks(
         console.print(_summary(marked, found.rows))
     short = _shortener(found.files)
     for result in marked if most else ():
-        pairs = _outputs(result.first(most), [*files, *others]) if result.name == "contradictions" else {}
+        pairs = _outputs(result.first(most), files) if result.name == "contradictions" else {}
         _print_check(console, result, most, short, pairs)
     for result in found.results:
         if result.about and not result.count:
