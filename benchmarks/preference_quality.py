@@ -116,21 +116,26 @@ def write_pairs(source: Source, directory: Path) -> None:
 
 
 @cache
-def figures_of_base(source: str) -> dict[str, float]:
-    """The base's own figures on a source's held-out pairs and on general text, computed once."""
+def log_probs_of_base(source: str) -> Any:
+    """Of a source's held-out pairs, computed once."""
     with tempfile.TemporaryDirectory() as directory:
         write_pairs(SOURCES[source], Path(directory))
-        return figures_of(BASE, Path(directory))
+        return log_probs(BASE, Path(directory))
 
 
-def figures_of(model: str, directory: Path) -> dict[str, float]:
+@cache
+def general_loss_of(model: str) -> float:
+    """On WikiText-2's test part."""
     from method_quality import general_loss
 
-    return {**likelier(model, directory), "general": general_loss(model, "test.txt")}
+    return general_loss(model, "test.txt")
 
 
-def likelier(model: str, directory: Path) -> dict[str, float]:
-    """The share of held-out pairs in which the better answer is likelier, summed over its tokens and per token."""
+def log_probs(model: str, directory: Path) -> Any:
+    """log p of the held-out pairs' answers (pairs, the better and the worse one, summed over its tokens and their
+    mean), in fp32."""
+    import torch
+
     import tunesmith
     from tunesmith.data.prepare import prepare
     from tunesmith.inference.model_reference import ModelReference
@@ -145,18 +150,20 @@ def likelier(model: str, directory: Path) -> dict[str, float]:
             "objective": {"kind": "dpo"},
         }
     )
-    import torch
-
     table = prepare(recipe, load_tokenizer(recipe.base)).train
-    loaded = ModelReference.find(model).packing_model(torch.bfloat16, torch.device("cpu"))
-    wins = {"sum": 0.0, "per_token": 0.0}
-    for _, batch in evaluation_batches(loaded, table, range(len(table)), 2048):
+    loaded = ModelReference.find(model).packing_model(torch.float32, torch.device("cpu"))
+    found = torch.zeros(len(table), 2, 2)
+    for items, batch in evaluation_batches(loaded, table, range(len(table)), 2048):
         with torch.no_grad():
             sums, tokens = completion_log_probs(loaded, batch)
-        for name, values in (("sum", sums), ("per_token", sums / tokens)):
-            better, worse = values.view(-1, 2).T
-            wins[name] += float((better > worse).sum())
-    return {name: count / len(table) for name, count in wins.items()}
+        found[items] = torch.stack([sums, sums / tokens], -1).view(-1, 2, 2)
+    return found.numpy()
+
+
+def likelier(values: Any) -> dict[str, float]:
+    """The share of pairs in which the better answer has the higher value, of those of `log_probs`."""
+    summed, per_token = (values[:, 0] > values[:, 1]).mean(0).tolist()
+    return {"sum": summed, "per_token": per_token}
 
 
 def trial(source: str, name: str, seed: int) -> dict[str, Any]:
@@ -171,30 +178,23 @@ def trial(source: str, name: str, seed: int) -> dict[str, Any]:
             "base": BASE,
             "data": {
                 "train": str(directory / f"{kind}_train.jsonl"),
-                "held_out": [str(directory / f"{kind}_held_out.jsonl")],
+                "held_out": 0.0,  # the pairs are measured afterwards, once
                 "max_length": SOURCES[source].longest,
             },
             "objective": OBJECTIVES[name],
             "method": {"kind": "lora", "rank": 16, "alpha": 32},
-            "train": {
-                "epochs": EPOCHS,
-                "tokens_per_step": 4096,
-                "learning_rate": RATE,
-                "seed": seed,
-                "evaluate_rows": SOURCES[source].held_out,
-                "evaluate_every": 10_000,
-            },
+            "train": {"epochs": EPOCHS, "tokens_per_step": 4096, "learning_rate": RATE, "seed": seed},
         }
         run = tunesmith.train(recipe, directory / "run")
-        last = [event for event in run.events() if event["event"] == "evaluation"][-1]
+        before, after = log_probs_of_base(source), log_probs(str(run.directory), directory)
         return {
             "experiment": source,
             "name": name,
             "seed": seed,
             "machine": machine(),
-            "accuracy_over_reference": last.get("accuracy"),
-            "base": figures_of_base(source),
-            "tuned": figures_of(str(run.directory), directory),
+            "accuracy_over_reference": likelier(after - before)["sum"],
+            "base": {**likelier(before), "general": general_loss_of(BASE)},
+            "tuned": {**likelier(after), "general": general_loss_of(str(run.directory))},
         }
 
 
@@ -433,9 +433,11 @@ def table(trials: list[dict[str, Any]]) -> str:
     }
     if trials:
         seeds = ", ".join(f"{name} {count}" for name, count in counts.items() if count)
-        about = trials[0]["machine"]
-        on = f"{about['cores']} cores of an {about['processor']} with {about['instructions'][0]}"
-        lines += ["", f"Seeds: {seeds}; 95 % intervals over them. On {on}."]
+        machines = dict.fromkeys(
+            f"{about['cores']} cores of an {about['processor']} with {about['instructions'][0]}"
+            for about in (each["machine"] for each in trials)
+        )
+        lines += ["", f"Seeds: {seeds}; 95 % intervals over them. On {' and on '.join(machines)}."]
     return "\n".join(lines) + "\n"
 
 

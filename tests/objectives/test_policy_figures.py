@@ -251,19 +251,20 @@ def test_the_initial_weights_are_kept_only_if_something_reads_them(
 
 
 @pytest.mark.parametrize(
-    ("kind", "columns"),
+    ("kind", "max_kl", "columns"),
     [
-        ("grpo", {"old", "weight", "reference", "advantage"}),
-        ("ppo", {"old", "weight", "reference", "advantage", "value", "return"}),
-        ("online_dpo", {"weight", "reference"}),
-        ("best_of_n", {"weight"}),
+        ("grpo", None, {"sampled", "weight", "advantage"}),
+        ("grpo", 99.0, {"old", "weight", "reference", "advantage"}),
+        ("ppo", 99.0, {"old", "weight", "reference", "advantage", "value", "return"}),
+        ("online_dpo", 99.0, {"weight", "reference"}),
+        ("best_of_n", 99.0, {"weight"}),
     ],
 )
 def test_a_phase_keeps_of_each_token_what_the_loss_reads_and_nothing_else(
-    tmp_path: Path, kind: str, columns: set[str]
+    tmp_path: Path, kind: str, max_kl: float | None, columns: set[str]
 ) -> None:
     """What is kept takes memory, and is in each checkpoint."""
-    loop, _ = rollouts_over(tmp_path, kind=kind, steps=1, passes=1, max_kl=99.0)
+    loop, _ = rollouts_over(tmp_path, kind=kind, steps=1, passes=1, max_kl=max_kl)
     loop.step()
     assert loop.phases is not None
     assert loop.phases.collected is not None

@@ -1,6 +1,8 @@
 """Rollouts: they come from the weights in training, at the temperature of training, or the run stops."""
 
 from copy import deepcopy
+from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,8 @@ from small_models import randomize
 from tunesmith.engine.interrupt import Interruption
 from tunesmith.engine.loop import Loop
 from tunesmith.errors import UserError
+from tunesmith.objectives.grpo import GRPOLoss
+from tunesmith.objectives.sampler_checks import MOST_GAP
 
 
 def test_sampler_and_trainer_agree_and_the_run_learns(tmp_path: Path) -> None:
@@ -68,15 +72,20 @@ def test_weights_that_change_between_sampling_and_learning_stop_the_run(tmp_path
     assert loop.phases is not None
     sample = loop.phases.sampler.sample
 
+    changed = []
+
     def stale(*arguments: Any) -> Any:
         found = sample(*arguments)
         with torch.no_grad():
             loop.model.lm_head.weight.mul_(1.05)
+        changed.append(weights_of(loop))
         return found
 
     loop.phases.sampler.sample = stale  # type: ignore[method-assign]
     with pytest.raises(UserError, match="The sampler and the trainer disagree"):
         loop.step()
+    assert torch.equal(weights_of(loop), changed[0])
+    assert loop.state.step == 1
 
 
 @pytest.mark.parametrize("wrong", [{"temperature": 0.5}, {"temperature": 2.0}, {"top_k": 3}])
@@ -183,6 +192,74 @@ def test_steps_do_not_depend_on_how_rows_are_batched(tmp_path: Path) -> None:
     assert many == 8
     torch.testing.assert_close(others, weights, rtol=1e-4, atol=1e-5)
     assert other_norm == pytest.approx(norm, rel=1e-4)
+
+
+@pytest.mark.parametrize("options", [{}, {"temperature": 0.7, "max_sampler_weight": 1.5, "skip_truncated": True}])
+def test_one_step_compares_by_its_own_pass_what_several_compare_before(
+    options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same weights and figures, with a forward pass less; also if a batch ran out of memory and came again. The
+    sampler is made to report half and twice the probability of each other token."""
+    monkeypatch.setitem(MOST_GAP, torch.float32, 0.7)
+    found, passes = [], []
+    for name, in_step, fails in (("before", False, False), ("in step", True, False), ("again", True, True)):
+        monkeypatch.setattr(GRPOLoss, "compares_in_step", in_step)
+        loop, events = rollouts_over(
+            tmp_path / name, tokens_per_batch=100, steps=1, rate=2.0**24, settings=PLAIN, prompts=4, **options
+        )
+        calls = count_scores(loop)
+        shift_log_probs(loop)
+        if fails:
+            fail_once_at_second_batch(loop, monkeypatch)
+        loop.step()
+        event = events[-1]
+        figures = {name: event[name] for name in ("sampler_gap", "sampler_gap_max", "entropy", "nll", "loss", "reward")}
+        state = {name: loop.objective.state()[name] for name in ("surprise", "variance")}
+        found.append((weights_of(loop), figures | state))
+        passes.append(len(calls))
+        assert any(event["event"] == "warning" for event in events) is fails
+    (weights, figures), *others = found
+    for other, same in others:
+        torch.testing.assert_close(other, weights, rtol=1e-4, atol=1e-5)
+        assert same == pytest.approx(figures, rel=1e-4, abs=1e-6)
+    assert passes[0] == passes[1] + 1
+
+
+def count_scores(loop: Loop) -> list[int]:
+    """A number for each time that the trainer scores completions outside of a step."""
+    objective: Any = loop.objective
+    scores, calls = objective.scores, list[int]()
+
+    def counted(*arguments: Any) -> Any:
+        calls.append(len(calls))
+        return scores(*arguments)
+
+    objective.scores = objective._checks._scores = counted
+    return calls
+
+
+def shift_log_probs(loop: Loop) -> None:
+    assert loop.phases is not None
+    sample = loop.phases.sampler.sample
+
+    def shifted(*arguments: Any) -> Any:
+        return [
+            replace(each, log_probs=[log + (-1) ** t * np.log(2) for t, log in enumerate(each.log_probs)])
+            for each in sample(*arguments)
+        ]
+
+    loop.phases.sampler.sample = shifted  # type: ignore[method-assign]
+
+
+def fail_once_at_second_batch(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
+    loss, number = loop.objective.loss, count()
+
+    def failing(*arguments: Any) -> Any:
+        if next(number) == 1:
+            raise MemoryError
+        return loss(*arguments)
+
+    monkeypatch.setattr(loop.objective, "loss", failing)
 
 
 PLAIN = {"betas": (0.0, 0.999), "eps": 2.0**27, "max_grad_norm": 1e9, "weight_decay": 0.0}

@@ -325,7 +325,7 @@ def test_importance_weights_between_sampler_and_trainer_are_bounded(
 ) -> None:
     """The sampler is made to report half and twice the probability of each other token."""
     monkeypatch.setitem(MOST_GAP, torch.float32, 0.7)
-    loop, _ = rollouts_over(tmp_path, kind=kind, steps=1, group_size=2, max_sampler_weight=1.5)
+    loop, _ = rollouts_over(tmp_path, kind=kind, steps=1, passes=2, group_size=2, max_sampler_weight=1.5)
     assert loop.phases is not None
     sample = loop.phases.sampler.sample
 

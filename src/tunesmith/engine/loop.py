@@ -263,8 +263,9 @@ class Loop:
             `loss` (mean over the loss tokens), `grad_norm` and `learning_rate` of the step.
 
         Raises:
-            UserError: losses or gradients stay non-finite.
+            UserError: losses or gradients stay non-finite, or the objective refuses the step.
         """
+        checked = self.objective.check_step() if math.isfinite(self.loss) else {}
         batches, loss = self.pending, self.loss
         self.pending, self.loss = [], 0.0
         number = self.state.step + 1
@@ -292,6 +293,7 @@ class Loop:
             **self.objective.take_notes(),
             **self._by_source(batches),
             **({} if self.phases is None else self.phases.take_metrics()),
+            **checked,
             seconds=seconds,
             seconds_left=self.seconds_left(),
         )

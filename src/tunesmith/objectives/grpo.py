@@ -78,6 +78,10 @@ class GRPOLoss(PolicyGradientObjective):
 
     config: GRPO
 
+    @property
+    def compares_in_step(self) -> bool:  # type: ignore[override]
+        return self.config.rollouts.updates == 1 and not self.config.needs_reference
+
     def sampled(self, phase: Phase) -> Scored:
         scored = super().sampled(phase)
         for number in range(1, self.config.resampling + 1):
@@ -124,6 +128,9 @@ class GRPOLoss(PolicyGradientObjective):
         by_sequence = lengths if config.importance == "sequence" else None
         surrogate = clipped_surrogate(scores.log_probs, old, advantage, config.clip, high, by_sequence)
         losses = surrogate.losses * columns.get("weight", torch.ones_like(old))
+        if "sampled" in columns:
+            losses = losses * self.weights(scores.plain, columns["sampled"])
+            self.passed(columns["sampled"], scores)
         shown = {"clipped": surrogate.clipped.float().mean(), "ratio": surrogate.ratios.mean()}
         if config.beta and config.kl_in == "loss":
             distance = k3(scores.log_probs, columns.get("reference", old))

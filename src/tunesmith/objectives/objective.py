@@ -144,6 +144,17 @@ class Objective(ABC):
             rows: of the step.
         """
 
+    def check_step(self) -> dict[str, Any]:
+        """After the batches of an optimizer step, and before the weights change.
+
+        Returns:
+            Further figures for the step's event.
+
+        Raises:
+            UserError: what the batches showed is a reason not to change them.
+        """
+        return {}
+
     def stop_reason(self) -> str | None:
         """Asked after each step: whether the run ends now.
 

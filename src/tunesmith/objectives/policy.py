@@ -9,19 +9,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from tunesmith.data.batch import Batch
 from tunesmith.data.tokens import TokenTable
 from tunesmith.models.forward import evaluation_batches, loss_hidden_states, next_token_losses
-from tunesmith.models.token_scores import token_scores
+from tunesmith.models.token_scores import TokenScores, token_scores
 from tunesmith.objectives.completion_rows import StepTotals, column_of, lengths_of, table_of, tokens_per_row, values_of
 from tunesmith.objectives.objective import Objective
 from tunesmith.objectives.policy_watch import PolicyWatch
 from tunesmith.objectives.rollouts import Collected, Completion, Phase, Prompt
-from tunesmith.objectives.sampler_checks import Columns, SamplerChecks
+from tunesmith.objectives.sampler_checks import Columns, SamplerChecks, sampled_log_probs
 from tunesmith.objectives.scored import Scored, reward_metrics, samples_of
 from tunesmith.ops.policy_loss import k3
 
@@ -32,16 +31,31 @@ OF_EVALUATIONS = ("rewards/", "completion_tokens", "truncated", "repetition")
 """How the names of the other figures of an evaluation begin."""
 
 
+COMPARED = ("scaled", "plain", "entropy", "variance")
+"""What the sampler is compared with, of each token."""
+
+
+def compared(scores: TokenScores) -> dict[str, Tensor]:
+    """By its names in COMPARED: log p at the temperature; log p; and entropy and variance of log p at the
+    temperature."""
+    return dict(zip(COMPARED, scores, strict=True))
+
+
 class PolicyObjective(Objective, ABC):
     """Samples, scores and checks completions. A subclass says which are trained on, and makes losses of them."""
 
     is_per_token = False
+
+    compares_in_step = False
+    """Whether the pass of a phase's only step shows what the sampler is compared with, so that none comes before it."""
 
     def __init__(self, config: Any) -> None:
         self.config = config
         self._checks = SamplerChecks(self.scores, config.temperature, config.sampler)
         self._watch = PolicyWatch(config.group_size, config.max_kl)
         self.step: StepTotals | None = None
+        self._passed: list[tuple[Tensor, TokenScores]] = []
+        self._uncompared: tuple[Phase, dict[str, Any], list[dict[str, Any]]] | None = None
 
     # A phase
 
@@ -51,7 +65,10 @@ class PolicyObjective(Objective, ABC):
         columns, figures = self._compared(phase, table, scored)
         metrics = {**reward_metrics(scored), **figures, **self.finish(table, scored, columns)}
         samples = samples_of(scored, phase.number)
-        self._watch.add(phase, metrics, samples)
+        if self.compares_in_step:
+            self._uncompared = phase, metrics, samples
+        else:
+            self._watch.add(phase, metrics, samples)
         table = replace(table, columns=columns)
         which = self.chosen(scored)
         if which is not None:
@@ -120,29 +137,34 @@ class PolicyObjective(Objective, ABC):
         return replace(part, columns=columns), owners
 
     def _compared(self, phase: Phase, table: TokenTable, scored: Scored) -> tuple[Columns, dict[str, float]]:
-        """The columns `old`, `weight`, `reference` if it is needed, and what `extra_scores` gives; and the figures of
-        the sampler beside the trainer.
+        """The columns `weight`, `old`, `reference` if it is needed, and what `extra_scores` gives; and the figures of
+        the sampler beside the trainer. If they are compared in the step: `weight` and `sampled`, and no figures.
 
         Raises:
             UserError: they do not agree.
         """
+        at, sampled = table.loss_mask, sampled_log_probs(scored)
+        if self.compares_in_step:
+            self._checks.verify(phase, scored)
+            return {"weight": column_of(table, np.ones_like(sampled)), "sampled": column_of(table, sampled)}, {}
         own = self.scores(phase, table)
-        sampled, metrics = self._checks(phase, table, scored, own)
-        columns = {name: own[name] for name in own if name not in ("scaled", "plain", "entropy", "variance")}
+        metrics = self._checks.compare(sampled, {name: own[name][at] for name in COMPARED}, phase.model.dtype)
+        self._checks.verify(phase, scored)
+        columns = {name: own[name] for name in own if name not in COMPARED}
         columns["old"] = own["scaled"]
-        columns["weight"] = self.weights(own["plain"], sampled)
+        both = (torch.from_numpy(each) for each in (own["plain"][at], sampled))
+        columns["weight"] = column_of(table, self.weights(*both).numpy())
         if self.config.needs_reference:
             with phase.initial():
                 reference = self.scores(phase, table)["scaled"]
             columns["reference"] = reference
-            at = table.loss_mask
             distance = k3(*(torch.from_numpy(each[at]).double() for each in (own["scaled"], reference)))
             metrics["kl"] = float(distance.mean())
         return columns, metrics
 
-    def weights(self, own: NDArray[np.float32], sampled: NDArray[np.float32]) -> NDArray[np.float32]:
+    def weights(self, own: Tensor, sampled: Tensor) -> Tensor:
         """(tokens,) the weight of each token's loss, from log p by the trainer and by the sampler (tokens,)."""
-        return np.ones_like(own)
+        return torch.ones_like(own)
 
     def scores(self, phase: Phase, table: TokenTable) -> Columns:
         """What the model computes of each token with a loss (tokens,), as in training: `scaled`, log p at the
@@ -153,13 +175,7 @@ class PolicyObjective(Objective, ABC):
             with torch.no_grad():
                 hidden, labels = loss_hidden_states(phase.model, batch)
                 scores = token_scores(phase.model, hidden, labels, self.config.temperature)
-                values = {
-                    "scaled": scores.log_probs,
-                    "plain": scores.plain,
-                    "entropy": scores.entropies,
-                    "variance": scores.variances,
-                }
-                values |= self.extra_scores(phase.model, hidden)
+                values = {**compared(scores), **self.extra_scores(phase.model, hidden)}
             counts = [sum(lengths_of(table, [item])) for item in items]
             for name, tensor in values.items():
                 column = found.setdefault(name, np.zeros(len(table.ids), np.float32))
@@ -225,6 +241,29 @@ class PolicyObjective(Objective, ABC):
     def begin_step(self, table: TokenTable, rows: Sequence[int]) -> None:
         lengths = lengths_of(table, rows)
         self.step = StepTotals(len(rows), len(lengths), sum(lengths))
+        self._passed = []
+
+    def passed(self, sampled: Tensor, scores: TokenScores) -> None:
+        """Keep for `check_step` what a pass of the step shows.
+
+        Args:
+            sampled: (tokens,) log p by the sampler.
+            scores: of the same tokens.
+        """
+        self._passed.append((sampled, TokenScores(*(each.detach() for each in scores))))
+
+    def check_step(self) -> dict[str, Any]:
+        passed, waiting = self._passed, self._uncompared
+        self._passed, self._uncompared = [], None
+        if not passed or waiting is None:
+            return {}
+        phase, metrics, samples = waiting
+        sampled = torch.cat([own for own, _ in passed]).float().cpu().numpy()
+        every = TokenScores(*(torch.cat(column) for column in zip(*(scores for _, scores in passed), strict=True)))
+        own = {name: values.float().cpu().numpy() for name, values in compared(every).items()}
+        figures = self._checks.compare(sampled, own, phase.model.dtype)
+        self._watch.add(phase, {**metrics, **figures}, samples)
+        return figures
 
     def losses(self, model: PreTrainedModel, batch: Batch) -> Tensor:
         """−log p, summed over each row's completions."""

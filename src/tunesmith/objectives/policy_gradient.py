@@ -2,9 +2,9 @@
 
 from abc import ABC
 
-import numpy as np
-from numpy.typing import NDArray
+import torch
 from pydantic import Field
+from torch import Tensor
 
 from tunesmith.objectives.policy import PolicyObjective
 from tunesmith.objectives.policy_config import PolicyConfig
@@ -21,6 +21,5 @@ class PolicyGradient(PolicyConfig, ABC):
 class PolicyGradientObjective(PolicyObjective, ABC):
     """Losses of tokens with importance weights between the sampler and the trainer."""
 
-    def weights(self, own: NDArray[np.float32], sampled: NDArray[np.float32]) -> NDArray[np.float32]:
-        bounded: NDArray[np.float32] = np.minimum(np.exp(own - sampled), self.config.max_sampler_weight)
-        return bounded
+    def weights(self, own: Tensor, sampled: Tensor) -> Tensor:
+        return torch.exp(own - sampled).clamp_max(self.config.max_sampler_weight)
