@@ -9,7 +9,8 @@ The models are the 125 M Llama of train_speed.py and SmolLM2-135M-Instruct (`tun
 in a process of its own, one after another: in the first round all settings on the reference model, and on the other one
 Tunesmith and the setting of TRL that was the fastest; then these. In the end both train DPO in fp32 from the same
 adapter, and their losses are compared. GRPO's steps are timed as a whole, with the sampling. In bf16, or in fp32 where
-the processor has no instructions for bf16. Writes preference_speed.{json,md}, in fp32 preference_speed_fp32.{json,md}.
+the processor has no instructions for bf16. Before the first one, the rate of the machine's matrix products is measured.
+Writes preference_speed.{json,md}, in fp32 preference_speed_fp32.{json,md}, with --only preference_speed_fp32_dpo etc.
 It runs in Tunesmith's environment.
 """
 
@@ -235,13 +236,23 @@ def start_run(options: argparse.Namespace) -> Path:
         "steps": options.steps,
         "rounds": options.rounds,
         "objectives": options.only or [*OBJECTIVES, CHECK],
-        "complete": not options.only and not options.model,
+        "complete": not options.model,
+        "parts": sorted(set(options.only or ())),
         "precision": precision_here(),
+        "products_per_second": matrix_products_per_second(options.python),
         "python": str(options.python),
         "date": time.strftime("%Y-%m-%d"),
     }
     (run / "run.json").write_text(json.dumps(parameters, indent=1))
     return run
+
+
+def matrix_products_per_second(python: Path) -> dict[str, float]:
+    """Of the machine, in floating-point operations, by precision."""
+    code = "import json, generation_engines; print(json.dumps(generation_engines.limits()))"
+    out = subprocess.run([str(python), "-c", code], cwd=HERE, capture_output=True, text=True, check=True).stdout
+    found = json.loads(out.splitlines()[-1])
+    return {precision: found[precision] for precision in ("fp32", "bf16")}
 
 
 def newest_run() -> Path:
@@ -268,7 +279,8 @@ def main() -> None:
     measure(run)
     found = summarize(run, RAW)
     parameters = json.loads((run / "run.json").read_text())
-    name = "preference_speed.json" if parameters["precision"] == "bf16" else "preference_speed_fp32.json"
+    suffixes = [*([] if parameters["precision"] == "bf16" else ["fp32"]), *parameters["parts"]]
+    name = "_".join(["preference_speed", *suffixes]) + ".json"
     store((RESULTS if parameters["complete"] else run) / name, found, table({"machine": machine(), **found}))
     if found["failed"]:
         sys.exit(f"failed: {', '.join(sorted(found['failed']))}")

@@ -74,10 +74,35 @@ def summarize(run: Path, raw: Path) -> dict[str, Any]:
             | {"mean_tokens": [sum(part[each] for part in plan["parts"]) / plan["rows"] for each in range(3)]}
             for model, plan in plans.items()
         },
+        "limits": {
+            model: parameters["products_per_second"][parameters["precision"]] / products_per_pair(raw / work)
+            for model, work in parameters["works"].items()
+        },
         "settings": settings,
         "largest_difference_of_losses": _largest_difference(settings),
         "failed": failed,
     }
+
+
+def products_per_pair(work: Path) -> float:
+    """Floating-point operations of the matrix products that no trainer of DPO with LoRA can leave out of a pair: each
+    token through the blocks, and each token of an answer through the output layer, in the reference, forwards and
+    backwards; without attention's and the adapter's.
+
+    Args:
+        work: of the model.
+    """
+    import torch
+    from torch import nn
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(work / "model"))
+    head = model.get_output_embeddings()
+    blocks = sum(each.weight.numel() for each in model.modules() if isinstance(each, nn.Linear) and each is not head)
+    parts = json.loads((work / "plan.json").read_text())["parts"]
+    tokens = sum(blocks * sum(part) + head.weight.numel() * sum(part[1:]) for part in parts) / len(parts)
+    return float(3 * 2 * tokens)
 
 
 def _setting(model: str, results: list[Result]) -> dict[str, Any]:
@@ -131,6 +156,7 @@ def table(found: dict[str, Any]) -> str:
             f"{written(setting['pairs_per_second'], '{:.2f}')} | {written(setting['tokens_per_second'])} | {times} | "
             f"{max(setting['peak_rss_bytes']) / 1e9:.2f} GB | {part} |"
         )
+    lines += _limits(found)
     lines += [f"| {name} | did not run | | | | | |" for name in found["failed"]]
     if (difference := found["largest_difference_of_losses"]) is not None:
         checked = next(each for each in found["settings"] if each["objective"] == "check")
@@ -145,6 +171,21 @@ def table(found: dict[str, Any]) -> str:
         for label, own in versions.items()
     ]
     return "\n".join(lines) + "\n"
+
+
+def _limits(found: dict[str, Any]) -> list[str]:
+    """How near Tunesmith's DPO is to what the machine's matrix products allow."""
+    own = [each for each in found["settings"] if (each["peer"], each["objective"]) == ("ours", "dpo")]
+    if not own:
+        return []
+    rates = ", ".join(f"{found['limits'][each['model']]:.2f} pairs/s ({LABELS[each['model']]})" for each in own)
+    shares = (f"{100 * max(each['pairs_per_second']) / found['limits'][each['model']]:.0f} %" for each in own)
+    return [
+        "",
+        "The matrix products that no trainer can leave out of a pair (in the reference, forwards and backwards; "
+        f"without attention's) take all of the machine's time at {rates}, at the rate of large products. "
+        f"Tunesmith has {' and '.join(shares)} of that.",
+    ]
 
 
 def _about(model: str, plan: dict[str, Any]) -> str:

@@ -185,7 +185,7 @@ import torch
 from tunesmith.engine.allocator import arena, keep_freed_memory
 from tunesmith.planner.allocators import resident
 from tunesmith.planner.device import device_named
-assert arena() is None and device_named("here").holds is resident
+assert arena() is None and device_named("here").simulate_allocator is resident
 with keep_freed_memory():
     print(int(torch.ones(10).sum()))
 """

@@ -157,7 +157,7 @@ def test_labels_of_some_answers_correct_the_mean_of_all(small: Callable[..., Any
     about = found["judge"]["models"]["other"]
     judged = [float(value) for value in verdicts.values()]
     value, (low, high) = prediction_powered(
-        np.array(judged[:3]), np.array(list(people.values()), np.float64), np.array(judged[3:])
+        np.array(judged[:3]), np.array(list(people.values()), np.float64), np.array(judged[3:]), (1, 5)
     )
     assert about["corrected"] == {"value": value, "interval": [max(1, low), min(5, high)]}
     assert about["labels"] == 3
@@ -178,7 +178,7 @@ def test_preferences_correct_the_share_of_wins(small: Callable[..., Any], tmp_pa
         labels.write_text("".join(json.dumps(row) + "\n" for row in rows))
         about = small(server.url, judge_pairs=True, labels=labels)["judge"]["models"]["other"]
     values, given = np.array(list(verdicts.values()), np.float64), np.array(list(people.values()))
-    value, (low, high) = prediction_powered(values[:3], given, values[3:])
+    value, (low, high) = prediction_powered(values[:3], given, values[3:], (0, 1))
     assert about["labels"] == 3
     assert about["people"]["value"] == (values[:3] == given).mean()
     assert about["corrected"] == {"value": value, "interval": [max(0, low), min(1, high)]}

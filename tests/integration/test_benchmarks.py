@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from running_server import served
+from small_models import config_for
 
 from tunesmith.config.base import Base
 from tunesmith.config.pipeline import Pipeline
@@ -491,7 +492,7 @@ def test_plan_accuracy_and_arena_set_a_run_beside_its_plan(
     assert arena.summary([[peak, seconds]] * 3) == {"peak_bytes": peak, "seconds": seconds}
     runs = {"arena": [[2e6, 1.0]] * 3, "glibc": [[3e6, 0.5], [1e6, 0.9], [1e6, 0.8]]}
     assert arena.table([run | runs]).splitlines()[2] == (
-        "| llama-5m, lora, 32 tokens | 2 MB, 1.00 s | 3 MB, 0.80 s (× 1.50, × 0.80) |"
+        "| llama-5m, lora, 32 tokens | 2 MB, 1.00 s | 3 MB, 0.50 s (× 1.50, × 0.50) |"
     )
 
 
@@ -552,7 +553,10 @@ def test_preference_speed_counts_the_reference_and_compares_by_round(script: Scr
     assert report.tokens_per_second(result("trl", 1.0, 0.0)) == pytest.approx(100.0)
     parameters = {
         "works": {"reference": "work"}, "date": "2026-01-01", "precision": "bf16", "steps": 4, "rounds": 2,
+        "products_per_second": {"bf16": 4e6},
     }  # fmt: skip
+    config = config_for("llama", layers=1, tie_word_embeddings=True)
+    config.save_pretrained(tmp_path / "work" / "model")
     write(tmp_path / "run.json", json.dumps(parameters))
     plan = {"data_set": "any", "rows": 8, "rows_in_the_file": 9, "rows_per_step": 4, "parts": [[1, 2, 3]] * 8}
     write(tmp_path / "work" / "plan.json", json.dumps(plan))
@@ -569,6 +573,11 @@ def test_preference_speed_counts_the_reference_and_compares_by_round(script: Scr
     assert "| TRL, as it is | 0.75 ± 3.18 | 19 ± 79 | 4.00 ± 0.00 × | 2.00 GB | 0.50 × |" in text
     assert "| reference other | did not run |" in text
     assert "differ by at most 1.0e-05; the first one is 0.6931" in text
+    width, kept, inner = config.hidden_size, config.num_key_value_heads * config.head_dim, config.intermediate_size
+    block = 2 * width * width + 2 * width * kept + 3 * width * inner
+    rate = 4e6 / (6 * (6 * block + 5 * width * config.vocab_size))
+    assert f"at {rate:.2f} pairs/s (Llama, 125 M random weights), at" in text
+    assert f"Tunesmith has {400 / rate:.0f} % of that" in text
 
 
 def test_preference_speed_times_a_step_of_rollouts_with_its_sampling(script: Script, tmp_path: Path) -> None:

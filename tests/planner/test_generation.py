@@ -8,6 +8,7 @@ import pytest
 import torch
 from combinations import few
 from families import config_of
+from small_models import small_model
 from transformers import AutoModelForCausalLM
 
 from tunesmith.config.base import Base
@@ -76,6 +77,20 @@ def test_a_page_takes_the_planned_bytes_and_a_step_no_more(family: str, dtype: t
         model.compute(pieces)
     measured = sum(trace.peak().values())
     assert measured <= step_bytes(model.model, 260) < 3 * measured
+
+
+def test_the_widest_layer_is_one_that_has_both_sizes() -> None:
+    """Of PEFT's layers, one for norms has neither, and one of OFT's only the first."""
+    model = small_model(dtype=torch.float32)
+    before, layer = step_bytes(model, 8), torch.nn.Identity()
+    model.another = layer
+    for sizes in ((None, None), (10**6, None)):
+        layer.in_features, layer.out_features = sizes
+        assert step_bytes(model, 8) == before
+    del layer.out_features
+    assert step_bytes(model, 8) == before
+    layer.out_features = 1
+    assert step_bytes(model, 8) > 8 * 3 * 10**6
 
 
 @pytest.mark.skipif(native.library() is None, reason="without the native kernels, layers are not packed")
