@@ -45,7 +45,7 @@ def http_server(reply: Reply) -> Iterator[str]:
             """Nothing."""
 
     with _Http(("127.0.0.1", 0), Handler) as http:
-        thread = threading.Thread(target=http.serve_forever)
+        thread = threading.Thread(target=http.serve_forever, args=(0.01,))  # how often it looks whether it is to end
         thread.start()
         try:
             yield f"http://127.0.0.1:{http.server_address[1]}"

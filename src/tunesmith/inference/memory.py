@@ -163,9 +163,9 @@ def _widths(model: PreTrainedModel) -> Iterator[int]:
     head = model.get_output_embeddings()
     experts = getattr(model.config.get_text_config(), "num_experts_per_tok", None) or 1
     for module in model.modules():
-        sizes = [getattr(module, name, None) for name in ("in_features", "out_features")]
-        if module is not head and None not in sizes:  # some layers of PEFT's have none, or one of them
-            yield sum(map(int, sizes))
+        inputs, outputs = (getattr(module, name, None) for name in ("in_features", "out_features"))
+        if module is not head and inputs is not None and outputs is not None:  # some of PEFT's layers lack one or both
+            yield int(inputs + outputs)
         if isinstance(module, ServedExperts):  # one expert after another, and what each token's experts have computed
             yield from (sum(module.first.shape), experts * module.last.shape[0])
         if isinstance(module, ServedSortedExperts):  # all of them at once
