@@ -74,7 +74,8 @@ def own_log_handlers() -> Iterator[None]:
     handlers, level = logger.handlers, logger.level
     yield
     logger.handlers = handlers
-    logger.setLevel(level)
+    if logger.level != level:  # setting it takes a look at each logger of the process
+        logger.setLevel(level)
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -51,11 +51,8 @@ def test_fast_commands_load_no_large_library(words: list[str], unused: set[str],
     assert {"tunesmith", "typer"} & loaded == ({"tunesmith"} if not words else {"tunesmith", "typer"})
 
 
-@pytest.mark.parametrize(
-    "words",
-    [["data", "show", "rows.jsonl"], pytest.param(["methods", "--base", "base"], marks=pytest.mark.long)],
-    ids=" ".join,
-)
+@pytest.mark.long
+@pytest.mark.parametrize("words", [["data", "show", "rows.jsonl"], ["methods", "--base", "base"]], ids=" ".join)
 def test_commands_with_a_tokenizer_or_a_config_load_no_other_library(words: list[str], tmp_path: Path) -> None:
     """transformers imports torch even for a tokenizer alone, and PEFT comes with the recipe's method."""
     (tmp_path / "base").mkdir()

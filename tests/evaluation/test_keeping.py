@@ -102,6 +102,7 @@ def test_a_curve_has_the_losses_and_scores_of_the_checkpoints_beside_the_base(ru
     assert {event["model"] for event in events if event["event"] == "figures"} == {"base", "step-000002", "step-000004"}
 
 
+@pytest.mark.long
 def test_an_evaluation_has_the_sections_that_are_asked_for(run: Path) -> None:
     general = {"forgetting": {"general": str(run.parent / "prose.txt")}}
     found = evaluate(run, 2, 4, checkpoints=True, how_to_keep=True, rerun_steps=1, suite_options=general)

@@ -114,7 +114,7 @@ def test_percentiles_of_resamples_would_be_too_narrow_for_few_skewed_rows() -> N
 @pytest.mark.parametrize(
     "kind",
     [
-        "loss of a token",
+        pytest.param("loss of a token", marks=pytest.mark.long),
         pytest.param("correlation", marks=pytest.mark.long),
         pytest.param("quantile", marks=pytest.mark.long),
     ],
