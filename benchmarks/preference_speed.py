@@ -231,15 +231,16 @@ def start_run(options: argparse.Namespace) -> Path:
     models = {each: MODELS[each] for each in (options.model or MODELS)}
     run = RAW / time.strftime("preference-run-%Y%m%d-%H%M%S")
     run.mkdir(parents=True)
+    objectives = options.only or [*OBJECTIVES, CHECK]
     parameters = {
         "works": {each: work_of(path, pairs, name, options.python) for each, path in models.items()},
         "steps": options.steps,
         "rounds": options.rounds,
-        "objectives": options.only or [*OBJECTIVES, CHECK],
+        "objectives": objectives,
         "complete": not options.model,
         "parts": sorted(set(options.only or ())),
         "precision": precision_here(),
-        "products_per_second": matrix_products_per_second(options.python),
+        "products_per_second": matrix_products_per_second(options.python) if "dpo" in objectives else {},
         "python": str(options.python),
         "date": time.strftime("%Y-%m-%d"),
     }

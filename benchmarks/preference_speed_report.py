@@ -11,6 +11,10 @@ from train_speed_report import WARM_UP
 Result = dict[str, Any]
 LABELS = {"reference": "Llama, 125 M random weights", "smollm2": "SmolLM2-135M-Instruct"}
 
+PAIR_STEPS = (
+    " Steps have at most 2,048 tokens, and the same rows for both. The reference of the pairs counts, whether computed "
+    "before or in the steps. Tokens are those of prompt and both answers, the prompt once."
+)
 GRPO_STEPS = (
     f" A step of GRPO samples {GRPO_GROUP} answers of at most {GRPO_TOKENS} tokens to each of {GRPO_PROMPTS} prompts, "
     "scores them and learns; all of that is timed, answers count as pairs, and tokens are those of prompts and answers."
@@ -53,7 +57,8 @@ def summarize(run: Path, raw: Path) -> dict[str, Any]:
         for file in sorted((run / model).glob("*-[0-9].json")):
             result = json.loads(file.read_text())
             if "failed" in result:
-                failed[f"{model} {result['name']}"] = result["failed"]
+                lines = result["failed"].splitlines()
+                failed[f"{model} {result['name']}"] = lines[0 if lines[0].startswith("killed") else -1]
             else:
                 groups.setdefault(result["name"], []).append(result)
         settings += [_setting(model, results) for results in groups.values()]
@@ -76,7 +81,7 @@ def summarize(run: Path, raw: Path) -> dict[str, Any]:
         },
         "limits": {
             model: parameters["products_per_second"][parameters["precision"]] / products_per_pair(raw / work)
-            for model, work in parameters["works"].items()
+            for model, work in (parameters["works"].items() if parameters["products_per_second"] else ())
         },
         "settings": settings,
         "largest_difference_of_losses": _largest_difference(settings),
@@ -132,15 +137,16 @@ def _largest_difference(settings: list[dict[str, Any]]) -> float | None:
 def table(found: dict[str, Any]) -> str:
     """The results as a page for the docs."""
     computer, precision = found.get("machine"), found["precision"]
+    objectives = {each["objective"] for each in found["settings"]}
     lines = [
         f"LoRA of rank 16 and alpha 32 on all linear layers, AdamW at a constant 1e-4, {precision}. "
-        + " ".join(_about(model, plan) for model, plan in found["plans"].items())
-        + f" Steps of at most 2,048 tokens; the same rows in each step of both. Measured on {found['date']} in one run"
+        + " ".join(_about(model, plan, objectives) for model, plan in found["plans"].items())
+        + f" Measured on {found['date']} in one run"
         + (f", settings in turn, on {_machine(computer)}" if computer else "")
         + f": {found['steps'] - found['warm_up']} steps after {found['warm_up']} of warmup in each of up to "
-        f"{found['rounds']} rounds, with 95 % intervals over the rounds. The reference of the pairs counts, whether "
-        "computed before or in the steps. Tokens are those of prompt and both answers, the prompt once."
-        + (GRPO_STEPS if any(each["objective"] == "grpo" for each in found["settings"]) else ""),
+        f"{found['rounds']} rounds, with 95 % intervals over the rounds."
+        + ("" if objectives == {"grpo"} else PAIR_STEPS)
+        + (GRPO_STEPS if "grpo" in objectives else ""),
         "",
         "| | | pairs/s | tokens/s | Tunesmith is | peak memory | Tunesmith's part |",
         "|---|---|---:|---:|---:|---:|---:|",
@@ -156,8 +162,8 @@ def table(found: dict[str, Any]) -> str:
             f"{written(setting['pairs_per_second'], '{:.2f}')} | {written(setting['tokens_per_second'])} | {times} | "
             f"{max(setting['peak_rss_bytes']) / 1e9:.2f} GB | {part} |"
         )
+    lines += [f"| {name} | did not run: {why} | | | | | |" for name, why in found["failed"].items()]
     lines += _limits(found)
-    lines += [f"| {name} | did not run | | | | | |" for name in found["failed"]]
     if (difference := found["largest_difference_of_losses"]) is not None:
         checked = next(each for each in found["settings"] if each["objective"] == "check")
         lines += [
@@ -188,8 +194,10 @@ def _limits(found: dict[str, Any]) -> list[str]:
     ]
 
 
-def _about(model: str, plan: dict[str, Any]) -> str:
+def _about(model: str, plan: dict[str, Any], objectives: set[str]) -> str:
     prompt, chosen, rejected = plan["mean_tokens"]
+    if objectives == {"grpo"}:
+        return f"{LABELS[model]}: prompts of {plan['data_set']}, of {prompt:.0f} tokens on average."
     return (
         f"{LABELS[model]}: {plan['rows']} pairs of {plan['data_set']}, {plan['rows_per_step']} per step, with "
         f"{prompt:.0f} + {chosen:.0f} and {prompt:.0f} + {rejected:.0f} tokens on average."

@@ -225,7 +225,8 @@ def run_peer(
     command += ["--steps", str(steps), "--out", str(partial), *options]
     ended = run_process(command, out.with_suffix(".log"), more=more)
     if ended.code != 0:
-        raise RuntimeError(_end_of(out.with_suffix(".log")))
+        killed = "killed by the system, which does that when memory runs out\n" if ended.code == -9 else ""
+        raise RuntimeError(killed + _end_of(out.with_suffix(".log")))
     result: dict[str, Any] = json.loads(partial.read_text())
     partial.unlink()
     return {**result, "peak_rss_bytes": ended.peak_rss_bytes}
