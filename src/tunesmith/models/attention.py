@@ -65,17 +65,17 @@ def packs(model: PreTrainedModel) -> bool:
     return bool(model.config._attn_implementation == NAME)
 
 
-_first_positions: "WeakKeyDictionary[PreTrainedModel, int]" = WeakKeyDictionary()
+_FIRST_POSITIONS: WeakKeyDictionary[PreTrainedModel, int] = WeakKeyDictionary()
 """Of the models that were asked for: each forward pass needs it, and with adapters a model has thousands of modules."""
 
 
 def first_position(model: PreTrainedModel) -> int:
     """The position of the first token. RoBERTa and similar models count from the padding index."""
-    known = _first_positions.get(model)
+    known = _FIRST_POSITIONS.get(model)
     if known is None:
         embeddings = (layer for name, layer in model.named_modules() if name.endswith("position_embeddings"))
         padding = next((getattr(layer, "padding_idx", None) for layer in embeddings), None)
-        known = _first_positions[model] = 0 if padding is None else padding + 1
+        known = _FIRST_POSITIONS[model] = 0 if padding is None else padding + 1
     return known
 
 
