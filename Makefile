@@ -1,5 +1,5 @@
 # make demo   installs everything and shows the main workflow: rows → plan → training → evaluation
-# make test   installs everything and runs all checks, in five to eight minutes on two cores
+# make test   installs everything and runs all checks, in about six minutes on two cores after the installation
 # make test-all the same with every combination and the long random runs, in three quarters of an hour
 # make test-oldest-torch  the planner's fake mode, which uses private parts of PyTorch, on the oldest supported one
 # make test-lm-eval  the suite lm-eval and the server, compared with lm-eval's own model, in an environment of its own
