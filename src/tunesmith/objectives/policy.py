@@ -253,11 +253,11 @@ class PolicyObjective(Objective, ABC):
         self._passed.append((sampled, TokenScores(*(each.detach() for each in scores))))
 
     def check_step(self) -> dict[str, Any]:
-        passed, waiting = self._passed, self._uncompared
-        self._passed, self._uncompared = [], None
-        if not passed or waiting is None:
+        passed, self._passed = self._passed, []
+        if not passed:  # nothing was sampled for this step, or it is compared already
             return {}
-        phase, metrics, samples = waiting
+        assert self._uncompared is not None
+        phase, metrics, samples = self._uncompared
         sampled = torch.cat([own for own, _ in passed]).float().cpu().numpy()
         every = TokenScores(*(torch.cat(column) for column in zip(*(scores for _, scores in passed), strict=True)))
         own = {name: values.float().cpu().numpy() for name, values in compared(every).items()}
