@@ -213,12 +213,14 @@ def test_one_step_compares_by_its_own_pass_what_several_compare_before(
             fail_once_at_second_batch(loop, monkeypatch)
         loop.step()
         event = events[-1]
-        figures = {name: event[name] for name in ("sampler_gap", "sampler_gap_max", "entropy", "nll", "loss", "reward")}
+        names = ("sampler_gap", "sampler_gap_max", "entropy", "nll", "loss", "reward", "ratio", "clipped")
+        figures = {name: event[name] for name in names}
         state = {name: loop.objective.state()[name] for name in ("surprise", "variance")}
         found.append((weights_of(loop), figures | state))
         passes.append(len(calls))
         assert any(event["event"] == "warning" for event in events) is fails
     (weights, figures), *others = found
+    assert (figures["ratio"], figures["clipped"]) == (pytest.approx(1, abs=1e-4), 0)
     for other, same in others:
         torch.testing.assert_close(other, weights, rtol=1e-4, atol=1e-5)
         assert same == pytest.approx(figures, rel=1e-4, abs=1e-6)
