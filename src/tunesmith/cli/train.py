@@ -8,7 +8,6 @@ from rich.console import Console
 
 from tunesmith.cli.quick import quick_imports
 from tunesmith.errors import UserError
-from tunesmith.run import PIPELINE_FILE, Run
 
 
 def train(
@@ -24,8 +23,11 @@ def train(
         raise UserError("Give a recipe to start a run, or --resume RUN to resume one.")
     if resume is not None and (overrides or run):
         raise UserError("--resume continues a run with its own recipe, so it takes no --set and no --run.")
-    if resume is not None and not (resume / PIPELINE_FILE).exists():
-        Run.open(resume)  # what is no run is refused before the imports, which take seconds
+    if resume is not None:  # what is no run is refused before the imports, which take seconds
+        from tunesmith.run import PIPELINE_FILE, Run
+
+        if not (resume / PIPELINE_FILE).exists():
+            Run.open(resume)
     with quick_imports():
         import tunesmith.training.stages as training
         from tunesmith.report.html import write_report
