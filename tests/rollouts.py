@@ -1,7 +1,7 @@
 """Runs that learn from what they sample, in memory: a small model, prompts of bytes, and a reward of its answers."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -187,6 +187,20 @@ def rollouts_over(
     )
     trained.train()
     return loop, events
+
+
+def shift_log_probs(loop: Loop) -> None:
+    """Have the sampler report half and twice the probability of each other token."""
+    assert loop.phases is not None
+    sample = loop.phases.sampler.sample
+
+    def shifted(*arguments: Any) -> Any:
+        return [
+            replace(each, log_probs=[log + (-1) ** t * np.log(2) for t, log in enumerate(each.log_probs)])
+            for each in sample(*arguments)
+        ]
+
+    loop.phases.sampler.sample = shifted  # type: ignore[method-assign]
 
 
 def weights_of(loop: Loop) -> torch.Tensor:

@@ -89,7 +89,7 @@ def test_one_way_alone_is_recommended() -> None:
 def test_what_is_certain_is_within_the_margin_of_the_best_in_nearly_all_draws(
     qualities: list[float], rows: int
 ) -> None:
-    choices = [choose(options(hits(qualities, rows, seed))) for seed in range(60)]
+    choices = [choose(options(hits(qualities, rows, seed))) for seed in range(120)]
     wrong = [is_wrong(choice, qualities) for choice in choices]
     assert np.mean(wrong) <= 0.05 + 2 * (0.05 * 0.95 / len(choices)) ** 0.5
 

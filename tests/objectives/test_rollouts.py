@@ -1,7 +1,6 @@
 """Rollouts: they come from the weights in training, at the temperature of training, or the run stops."""
 
 from copy import deepcopy
-from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from rollouts import pretrained_llama, resumed, rollouts_over, weights_of
+from rollouts import pretrained_llama, resumed, rollouts_over, shift_log_probs, weights_of
 from small_models import randomize
 
 from tunesmith.engine.interrupt import Interruption
@@ -238,19 +237,6 @@ def count_scores(loop: Loop) -> list[int]:
 
     objective.scores = objective._checks._scores = counted
     return calls
-
-
-def shift_log_probs(loop: Loop) -> None:
-    assert loop.phases is not None
-    sample = loop.phases.sampler.sample
-
-    def shifted(*arguments: Any) -> Any:
-        return [
-            replace(each, log_probs=[log + (-1) ** t * np.log(2) for t, log in enumerate(each.log_probs)])
-            for each in sample(*arguments)
-        ]
-
-    loop.phases.sampler.sample = shifted  # type: ignore[method-assign]
 
 
 def fail_once_at_second_batch(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from bytewise import byte_tokenizer
 from completions import COMPLETIONS, PROMPTS, completions_table
-from rollouts import Values, plain_llama, rollouts_over, tiny_llama
+from rollouts import Values, plain_llama, rollouts_over, shift_log_probs, tiny_llama
 from running_server import served
 from settings_coverage import shows
 from small_models import objective_of, own_forward, small_model
@@ -326,16 +326,7 @@ def test_importance_weights_between_sampler_and_trainer_are_bounded(
     """The sampler is made to report half and twice the probability of each other token."""
     monkeypatch.setitem(MOST_GAP, torch.float32, 0.7)
     loop, _ = rollouts_over(tmp_path, kind=kind, steps=1, passes=2, group_size=2, max_sampler_weight=1.5)
-    assert loop.phases is not None
-    sample = loop.phases.sampler.sample
-
-    def shifted(*arguments: Any) -> Any:
-        return [
-            replace(each, log_probs=[log + (-1) ** t * np.log(2) for t, log in enumerate(each.log_probs)])
-            for each in sample(*arguments)
-        ]
-
-    monkeypatch.setattr(loop.phases.sampler, "sample", shifted)
+    shift_log_probs(loop)
     loop.step()
     for weights in split(phase_table(loop), "weight"):
         assert weights == pytest.approx([0.5 if t % 2 == 0 else 1.5 for t in range(len(weights))], rel=1e-4)

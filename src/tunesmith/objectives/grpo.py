@@ -79,7 +79,7 @@ class GRPOLoss(PolicyGradientObjective):
     config: GRPO
 
     @property
-    def compares_in_step(self) -> bool:  # type: ignore[override]
+    def compares_in_step(self) -> bool:
         return self.config.rollouts.updates == 1 and not self.config.needs_reference
 
     def sampled(self, phase: Phase) -> Scored:

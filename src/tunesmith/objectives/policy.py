@@ -46,9 +46,6 @@ class PolicyObjective(Objective, ABC):
 
     is_per_token = False
 
-    compares_in_step = False
-    """Whether the pass of a phase's only step shows what the sampler is compared with, so that none comes before it."""
-
     def __init__(self, config: Any) -> None:
         self.config = config
         self._checks = SamplerChecks(self.scores, config.temperature, config.sampler)
@@ -56,6 +53,12 @@ class PolicyObjective(Objective, ABC):
         self.step: StepTotals | None = None
         self._passed: list[tuple[Tensor, TokenScores]] = []
         self._uncompared: tuple[Phase, dict[str, Any], list[dict[str, Any]]] | None = None
+
+    @property
+    def compares_in_step(self) -> bool:
+        """Whether the pass of a phase's only step shows what the sampler is compared with, so that none comes before
+        it."""
+        return False
 
     # A phase
 
