@@ -12,6 +12,7 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -256,8 +257,22 @@ def covering() -> list[Cell]:
     return chosen
 
 
+@cache
+def outcomes_recorded() -> dict[str, Any]:
+    """Outcomes of the whole matrix by the cells' keys, as `make matrix` last found them."""
+    return dict(json.loads(RECORD.read_text(encoding="utf-8")))
+
+
+def recorded(cell: Cell) -> dict[str, Any]:
+    """The cell's outcome, or the one of a like cell of the matrix, as far as there is one."""
+    like = (cell.key, f"{cell.name} | {cell.weights} | {cell.family}", f"{cell.name} | {cell.weights} | llama")
+    return next((outcomes_recorded()[key] for key in like if key in outcomes_recorded()), {})
+
+
 def values_of(cell: Cell) -> set[str]:
-    """The cell's value of each choice; `make test` runs every value at least once."""
+    """The cell's value of each choice; `make test` runs every value at least once, in cells that are not refused."""
+    if recorded(cell).get("refused"):
+        return {"refused"}
     layout = "padded" if cell.family in PADDED else "packed"
     return {
         f"method {cell.method['kind']}",
@@ -268,12 +283,12 @@ def values_of(cell: Cell) -> set[str]:
 
 
 def fewest(chosen: Sequence[Cell]) -> list[Cell]:
-    """A small selection of cells that covers all values: greedily the cell with the most new values."""
+    """A small selection of cells that covers all values: greedily the cell with the most new values, and of several
+    the one that took the shortest time."""
     missing = {value for cell in chosen for value in values_of(cell)}
     selection = []
     while missing:
-        # Ties go to LoRA, which is never refused.
-        best = max(chosen, key=lambda cell: (len(values_of(cell) & missing), cell.method["kind"] == "lora"))
+        best = max(chosen, key=lambda cell: (len(values_of(cell) & missing), -recorded(cell).get("seconds", 0.0)))
         missing -= values_of(best)
         selection.append(best)
     return selection

@@ -21,12 +21,16 @@ FULL = {"method": "full", "objective": {"kind": "text"}}
 LORA = {"method": {"kind": "lora", "rank": 4}}
 
 
-@pytest.fixture
-def pipeline(tiny_model: Path, write_rows: Callable[..., Path]) -> Callable[..., dict[str, Any]]:
+@pytest.fixture(scope="module")
+def pipeline(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., dict[str, Any]]:
+    rows = tmp_path_factory.mktemp("rows") / "rows.jsonl"
+    lines = [{"question": f"What is {n} + {n}?", "answer": f"It is {2 * n}, of course."} for n in range(60)]
+    rows.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+
     def make(*stages: dict[str, Any]) -> dict[str, Any]:
         return {
             "base": str(tiny_model),
-            "data": {"train": str(write_rows(60)), "held_out": 0.3, "cache": False},
+            "data": {"train": str(rows), "held_out": 0.3, "cache": False},
             "train": {
                 "steps": 6, "evaluate_every": 3, "checkpoint_every": 3, "precision": "fp32", "learning_rate": 3e-3
             },
@@ -62,14 +66,21 @@ def test_a_stage_starts_from_the_previous_stages_weights(first, second, base_kin
     assert (base_kind == "merged") == (before.directory / "merged").exists()
 
 
-def test_a_pipeline_is_named_after_its_stages_and_used_by_its_directory(pipeline, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    last = train(pipeline(FULL, LORA))
-    directory = last.pipeline_directory
-    assert directory.parent == tmp_path / "runs"
+@pytest.fixture(scope="module")
+def unnamed(pipeline, tmp_path_factory) -> Run:
+    """The last stage of a pipeline that was given no directory."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("unnamed"))
+        return train(pipeline(FULL, LORA))
+
+
+def test_a_pipeline_is_named_after_its_stages_and_used_by_its_directory(unnamed):
+    directory = unnamed.pipeline_directory
+    assert directory.parent.name == "runs"
+    assert directory.parent.parent.name.startswith("unnamed")
     assert directory.name.endswith("-llama-s0-s1")
-    assert Run.open(directory).directory == last.directory
-    assert last.stages == [directory / "1-s0", directory / "2-s1"]
+    assert Run.open(directory).directory == unnamed.directory
+    assert unnamed.stages == [directory / "1-s0", directory / "2-s1"]
     reference = ModelReference.find(str(directory))
     model = reference.model(torch.float32, torch.device("cpu"))
     assert answers(model, reference.tokenizer(), [({"role": "user", "content": "a"},)], Sampling(max_new_tokens=2))
@@ -78,7 +89,7 @@ def test_a_pipeline_is_named_after_its_stages_and_used_by_its_directory(pipeline
 
 
 @pytest.mark.parametrize("stage", [pytest.param("1-s0", marks=pytest.mark.long), "2-s1"])
-def test_a_pipeline_killed_in_any_stage_resumes_to_the_same_bytes(stage, pipeline, tmp_path):
+def test_a_pipeline_killed_in_any_stage_resumes_to_the_same_bytes(stage, pipeline, unnamed, tmp_path):
     class KilledError(Exception):
         pass
 
@@ -90,13 +101,11 @@ def test_a_pipeline_killed_in_any_stage_resumes_to_the_same_bytes(stage, pipelin
         if event["event"] == "checkpoint" and event["step"] == 3 and current_stage == [stage]:
             raise KilledError
 
-    recipe = pipeline(FULL, LORA)
-    uninterrupted = train(recipe, tmp_path / "uninterrupted")
     with pytest.raises(KilledError):
-        train(recipe, tmp_path / "killed", subscribers=[kill])
+        train(pipeline(FULL, LORA), tmp_path / "killed", subscribers=[kill])
     again = resume(tmp_path / "killed")
     file = "adapter/adapter_model.safetensors"
-    assert (again.directory / file).read_bytes() == (uninterrupted.directory / file).read_bytes()
+    assert (again.directory / file).read_bytes() == (unnamed.directory / file).read_bytes()
 
 
 @pytest.mark.long

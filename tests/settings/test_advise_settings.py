@@ -71,7 +71,7 @@ def test_a_hosted_model_has_its_prices_and_a_place_in_the_comparison() -> None:
 @shows("tunesmith advise --base", "tunesmith advise --device")
 def test_the_base_is_planned_on_the_device() -> None:
     large = advised("--change", "form", "--base", "llama-3-8b", "--device", "h100")
-    small = advised("--change", "form", "--base", "gpt2", "--device", "t4")
+    small = advised("--change", "form", "--base", "smollm2-135m", "--device", "t4")
     assert (large["plan"]["device"], small["plan"]["device"]) == ("h100", "t4")
     assert large["plan"]["rates"]["parameters"] > 50 * small["plan"]["rates"]["parameters"]
-    assert Comparison.load(small["output"]).base == "gpt2"
+    assert Comparison.load(small["output"]).base == "smollm2-135m"
