@@ -10,8 +10,9 @@ DPO: the chosen answers as plain examples (`instruction`), and KTO on the same a
 The rule: answers to small requests are scored by how polite and how short they are; a reward model learns it from
 pairs, and is measured on held-out pairs and by its rank correlation with the rule.
 
-The sums: GRPO with a check of the result, beside the same number of samples as best-of-n (once) and as expert
-iteration (`best_of_n`, phase by phase), and beside choosing the right one of several answers.
+Sums, and the animals among some words (`preference_checks.py`): GRPO with a check of the answer, beside the same number
+of samples as best-of-n (once) and as expert iteration (`best_of_n`, phase by phase), and beside choosing the right one
+of several answers.
 
 The pipeline (`preference_pipeline.py`): examples, a reward model of the rule, and policies that it trains, one recipe.
 Writes results/preference_quality.{jsonl,md}; finished trials are not repeated.
@@ -22,13 +23,14 @@ import json
 import os
 import random
 import tempfile
-import time
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+from preference_checks import TASKS, checked_table, checked_trial
 from preference_pipeline import ASKED, PHASES, pipeline_table, pipeline_trial
 from preference_pipeline import PROMPTS as PIPELINE_PROMPTS
 from stored_result import stored_trials
@@ -267,105 +269,12 @@ def rule_trial(seed: int) -> dict[str, Any]:
         }
 
 
-SUMS = "sums"
-SUM_TRAIN, SUM_PROMPTS, SUM_HELD_OUT = 96, 512, 200
-"""Sums with their results for the first stage, without for the others, and held out."""
-
-GRPO_STEPS, GROUP, PROMPTS = 24, 8, 16
-SUM_TOKENS = 8
-
-
-def sums(count: int, draw: random.Random, seen: set[tuple[int, int]]) -> list[dict[str, str]]:
-    """Sums of two numbers below 60, each once."""
-    rows: list[dict[str, str]] = []
-    while len(rows) < count:
-        pair = (draw.randint(2, 59), draw.randint(2, 59))
-        if pair not in seen:
-            seen.add(pair)
-            rows.append({"question": f"What is {pair[0]} + {pair[1]}?", "answer": str(sum(pair))})
-    return rows
-
-
-def right(model: str, rows: list[dict[str, str]]) -> float:
-    """The share of sums that a model gets right, answering with the likeliest tokens."""
-    import tunesmith
-
-    answers = tunesmith.load(model).generate([row["question"] for row in rows], max_new_tokens=SUM_TOKENS)
-    return mean(answer.text.strip() == row["answer"] for answer, row in zip(answers, rows, strict=True))
-
-
-def any_right(model: str, rows: list[dict[str, str]], seed: int) -> float:
-    """The share of sums that a model gets right in one of `GROUP` samples: best-of-n with the check at hand."""
-    import tunesmith
-
-    questions = [row["question"] for row in rows]
-    answers = tunesmith.load(model).generate(questions, max_new_tokens=SUM_TOKENS, temperature=1.0, n=GROUP, seed=seed)
-    texts = [answer.text.strip() for answer in answers]
-    return mean(row["answer"] in texts[number * GROUP : (number + 1) * GROUP] for number, row in enumerate(rows))
-
-
-def sums_trial(seed: int) -> dict[str, Any]:
-    """A few examples, then as many samples for best-of-n (keep what is right, train on it) as for GRPO."""
-    import tunesmith
-
-    with tempfile.TemporaryDirectory() as temporary:
-        directory = Path(temporary)
-        draw, seen = random.Random(seed), set[tuple[int, int]]()
-        held_out, examples, prompts = (sums(count, draw, seen) for count in (SUM_HELD_OUT, SUM_TRAIN, SUM_PROMPTS))
-
-        def written(name: str, rows: list[dict[str, str]]) -> dict[str, Any]:
-            (directory / name).write_text("\n".join(map(json.dumps, rows)) + "\n", encoding="utf-8")
-            return {"train": str(directory / name), "held_out": 0.0}
-
-        def tuned(name: str, start: str | None, data: dict[str, Any], objective: dict[str, Any], **train: Any) -> str:
-            recipe = {
-                "base": {"path": BASE, "adapter": start and f"{start}/adapter"},
-                "data": data,
-                "objective": objective,
-                "method": {"kind": "lora", "rank": 16, "alpha": 32},
-                "train": {"seed": seed, "precision": "fp32", **train},
-            }
-            return str(tunesmith.train(recipe, directory / name).directory)
-
-        started = time.perf_counter()
-        first = tuned("first", None, written("examples.jsonl", examples), {"kind": "instruction"}, epochs=2.0,
-                      tokens_per_step=1024)  # fmt: skip
-        grpo = {
-            "kind": "grpo", "rewards": ["exact"], "group_size": GROUP, "prompts": PROMPTS, "max_new_tokens": SUM_TOKENS,
-        }  # fmt: skip
-        reinforced = tuned("grpo", first, written("prompts.jsonl", prompts), grpo, steps=GRPO_STEPS)
-        seconds = time.perf_counter() - started
-        expert = {**grpo, "kind": "best_of_n", "threshold": 1.0}
-        iterated = tuned("expert", first, written("prompts.jsonl", prompts), expert, steps=GRPO_STEPS)
-        asked = (prompts * (1 + GRPO_STEPS * PROMPTS // len(prompts)))[: GRPO_STEPS * PROMPTS]
-        samples = tunesmith.load(first).generate(
-            [row["question"] for row in asked], max_new_tokens=SUM_TOKENS, temperature=1.0, n=GROUP, seed=seed
-        )
-        kept = [
-            row for number, row in enumerate(asked) for answer in samples[number * GROUP : (number + 1) * GROUP]
-            if answer.text.strip() == row["answer"]
-        ]  # fmt: skip
-        best = tuned("best", first, written("kept.jsonl", kept), {"kind": "instruction"}, epochs=1.0,
-                     tokens_per_step=2048)  # fmt: skip
-        return {
-            "experiment": SUMS,
-            "name": "grpo",
-            "seed": seed,
-            "machine": machine(),
-            "seconds": seconds,
-            "kept": len(kept),
-            "any_of_n": any_right(first, held_out, seed),
-            **{
-                name: right(model, held_out)
-                for name, model in (
-                    ("base", BASE),
-                    ("examples", first),
-                    ("best_of_n", best),
-                    ("expert", iterated),
-                    ("grpo", reinforced),
-                )
-            },
-        }
+def check_trial(task: str, seed: int) -> dict[str, Any]:
+    """GRPO and best-of-n on a task whose answers can be checked."""
+    return {
+        "experiment": task, "name": "grpo", "seed": seed, "machine": machine(),
+        **checked_trial(BASE, TASKS[task], seed),
+    }  # fmt: skip
 
 
 PIPELINE = "the pipeline"
@@ -411,25 +320,16 @@ def table(trials: list[dict[str, Any]]) -> str:
             "",
             f"A reward model of the rule: {accuracy} of held-out pairs right; rank correlation with it {correlation}.",
         ]
-    reinforced = [each for each in trials if each["experiment"] == SUMS]
-    if reinforced:
-        lines += ["", "| sums right | |", "|---|---|"]
-        names = {
-            "base": "base", "examples": f"{SUM_TRAIN} examples", "best_of_n": "best-of-n, trained on once",
-            "expert": "expert iteration", "grpo": "GRPO",
-            "any_of_n": f"{SUM_TRAIN} examples, one of {GROUP} samples is right",
-        }  # fmt: skip
-        lines += [
-            f"| {title} | {_over([each[key] for each in reinforced if key in each], 100, '%')} |"
-            for key, title in names.items()
-            if any(key in each for each in reinforced)
-        ]
+    for task in TASKS:
+        checked = [each for each in trials if each["experiment"] == task]
+        if checked:
+            lines += checked_table(task, checked, _over)
     pipelines = [each for each in trials if each["experiment"] == PIPELINE]
     if pipelines:
         lines += pipeline_table(pipelines, _over)
     counts = {
         name: len({each["seed"] for each in trials if each["experiment"] == name})
-        for name in (*SOURCES, RULE, SUMS, PIPELINE)
+        for name in (*SOURCES, RULE, *TASKS, PIPELINE)
     }
     if trials:
         seeds = ", ".join(f"{name} {count}" for name, count in counts.items() if count)
@@ -455,15 +355,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=SEEDS)
     parser.add_argument("--objectives", nargs="+", choices=list(OBJECTIVES), default=list(OBJECTIVES))
-    parser.add_argument("--only", nargs="+", choices=[*SOURCES, RULE, SUMS, PIPELINE], help="these experiments")
+    parser.add_argument("--only", nargs="+", choices=[*SOURCES, RULE, *TASKS, PIPELINE], help="these experiments")
     options = parser.parse_args()
     finished = {(each["experiment"], each["name"], each["seed"]) for each in stored_trials(RESULTS)}
     for seed in range(options.seeds):
         pairs = [(source, name) for name in options.objectives for source in SOURCES]
-        for experiment, name in [*pairs, (RULE, "reward model"), (SUMS, "grpo"), (PIPELINE, "stages")]:
+        checked = [(task, "grpo") for task in TASKS]
+        for experiment, name in [*pairs, (RULE, "reward model"), *checked, (PIPELINE, "stages")]:
             if (experiment, name, seed) in finished or (options.only and experiment not in options.only):
                 continue
-            own = {RULE: rule_trial, SUMS: sums_trial, PIPELINE: votes_trial}
+            own: dict[str, Callable[[int], dict[str, Any]]] = {RULE: rule_trial, PIPELINE: votes_trial}
+            own |= {task: partial(check_trial, task) for task in TASKS}
             result = own[experiment](seed) if experiment in own else trial(experiment, name, seed)
             with RESULTS.open("a", encoding="utf-8") as out:
                 out.write(json.dumps(result) + "\n")

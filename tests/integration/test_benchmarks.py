@@ -607,6 +607,35 @@ def test_the_pipeline_of_preference_quality_is_one_recipe_that_samples_as_often_
     assert [recipe.base.path for recipe in policies][-2:] == ["stage:task", "stage:grpo"]
 
 
+@pytest.mark.parametrize("name", ["sums", "animals"])
+def test_no_question_of_preference_checks_is_both_trained_on_and_measured(script: Script, name: str) -> None:
+    module = script("preference_checks")
+    held_out, examples, prompts = module.rows_of(module.TASKS[name], 1)
+    assert (len(held_out), len(examples), len(prompts)) == (module.HELD_OUT, module.EXAMPLES, module.PROMPTS)
+    questions = [row["question"] for row in (*held_out, *examples, *prompts)]
+    assert len(set(questions)) == len(questions)
+    for row in held_out:
+        if name == "animals":
+            words = row["question"].partition(": ")[2].rstrip("?").split(", ")
+            assert row["answer"].split(", ") == [word for word in words if word in module.ANIMALS]
+            assert 0 < len(row["answer"].split(", ")) < len(words) == module.WORDS
+        else:
+            first, second = row["question"].removeprefix("What is ").removesuffix("?").split(" + ")
+            assert int(row["answer"]) == int(first) + int(second)
+
+
+def test_preference_checks_shows_by_how_much_grpo_is_better(script: Script) -> None:
+    quality, module = script("preference_quality"), script("preference_checks")
+    figures = {"base": 0.0, "best_of_n": 0.3, "expert": 0.45, "any_of_n": 0.5}
+    trials = [{**figures, "examples": 0.2, "grpo": 0.4}, {**figures, "examples": 0.2, "grpo": 0.44}]
+    lines = module.checked_table("animals", trials, quality._over)
+    assert lines[4:7] == [
+        "| 96 examples | 20% | 22 ± 25 points |",
+        "| best-of-n, trained on once | 30% | 12 ± 25 points |",
+        "| expert iteration | 45% | -3 ± 25 points |",
+    ]
+
+
 def test_ranking_coverage_counts_intervals_that_hold_the_truth(script: Script) -> None:
     module = script("ranking_coverage")
     settings = [module.Setting(3, 30, 2, 0.5)]
