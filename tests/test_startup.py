@@ -41,6 +41,8 @@ print(json.dumps(sorted({name.partition(".")[0] for name in sys.modules})))
         pytest.param(["data", "show", "--help"], LARGE | {"yaml", "jinja2", "psutil"}, id="data show --help"),
         pytest.param(["data", "show", "not_there.jsonl"], LARGE | {"jinja2", "psutil"}, id="data show without data"),
         pytest.param(["init", "not_there.jsonl"], LARGE | {"jinja2", "psutil"}, id="init without data"),
+        pytest.param(["train", "not_there.yaml"], LARGE | {"jinja2", "psutil"}, id="train without a recipe"),
+        pytest.param(["train", "--resume", "not_there"], LARGE | {"jinja2", "psutil"}, id="train without a run"),
     ],
 )
 def test_fast_commands_load_no_large_library(words: list[str], unused: set[str], tmp_path: Path) -> None:

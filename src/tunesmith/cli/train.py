@@ -23,11 +23,15 @@ def train(
         raise UserError("Give a recipe to start a run, or --resume RUN to resume one.")
     if resume is not None and (overrides or run):
         raise UserError("--resume continues a run with its own recipe, so it takes no --set and no --run.")
-    if resume is not None:  # what is no run is refused before the imports, which take seconds
+    if resume is not None:  # what is no run or no YAML is refused before the imports, which take seconds
         from tunesmith.run import PIPELINE_FILE, Run
 
         if not (resume / PIPELINE_FILE).exists():
             Run.open(resume)
+    elif recipe is not None:
+        from tunesmith.config.yaml_text import read_yaml
+
+        read_yaml(recipe)
     with quick_imports():
         import tunesmith.training.stages as training
         from tunesmith.report.html import write_report
