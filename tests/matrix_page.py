@@ -26,6 +26,7 @@ from matrix import (
     make_bases,
     objective_cells,
     objectives_for,
+    outcomes_recorded,
     own_methods,
     try_all,
     write_data,
@@ -192,7 +193,7 @@ def main() -> None:
         make_bases(bases, EVERY_FAMILY)
         write_data(bases)
         uses_record = arguments.only or arguments.failed or arguments.messages
-        recorded = json.loads(RECORD.read_text(encoding="utf-8")) if uses_record else {}
+        recorded = outcomes_recorded() if uses_record else {}
         only = arguments.only or []
         every = list(dict.fromkeys([*cells(), *family_cells(), *objective_cells()]))
         again = [
