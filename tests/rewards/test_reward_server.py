@@ -65,6 +65,8 @@ def test_scores_are_those_of_the_same_model_in_this_process(server: Served, run:
 def test_ppo_learns_from_a_server_what_it_learns_from_the_same_model_here(
     server: Served, run: Path, tmp_path: Path
 ) -> None:
+    """The model here is in bf16 where that is faster. A step of AdamW follows the sign of a gradient: if steps were
+    large, a rounded reward could lead to other answers in the second phase."""
     base = stored_base(tmp_path / "base", seed=1)
     (tmp_path / "rows.jsonl").write_text("\n".join(json.dumps({"prompt": f"q{n}"}) for n in range(4)), encoding="utf-8")
     losses, rewards = [], []
@@ -74,7 +76,7 @@ def test_ppo_learns_from_a_server_what_it_learns_from_the_same_model_here(
             "data": {"train": [str(tmp_path / "rows.jsonl")], "held_out": 0},
             "objective": {"kind": "ppo", "reward": reward, "prompts": 4, "passes": 1, "max_new_tokens": 6},
             "method": {"kind": "full"},
-            "train": {"steps": 2, "precision": "fp32", "learning_rate": 1e-3},
+            "train": {"steps": 2, "precision": "fp32", "learning_rate": 1e-5},
         }
         trained = tunesmith.train(recipe, tmp_path / str(number))
         steps = [event for event in trained.events() if event["event"] == "step"]
@@ -82,7 +84,7 @@ def test_ppo_learns_from_a_server_what_it_learns_from_the_same_model_here(
         losses.append([step["loss"] for step in steps])
     assert len(rewards[0]) == 2
     assert rewards[0][0] != rewards[0][1]
-    np.testing.assert_allclose(rewards[1], rewards[0], atol=2e-2)  # the model here is in bf16 where that is faster
+    np.testing.assert_allclose(rewards[1], rewards[0], atol=2e-2)
     np.testing.assert_allclose(losses[1], losses[0], atol=2e-2)
 
 
