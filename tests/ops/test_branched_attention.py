@@ -1,5 +1,6 @@
 """Attention over documents that continue others, compared with each document in one text of its own."""
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -55,13 +56,14 @@ def test_branches_are_as_in_texts_of_their_own(
         torch.testing.assert_close(ours, reference, rtol=1e-10, atol=1e-10)
 
 
-def test_native_branches_are_as_in_texts_of_their_own() -> None:
-    """In bf16 by the kernel of native/attention.h, with prompts of several blocks of keys."""
+@pytest.mark.parametrize(("dtype", "most"), [(torch.bfloat16, 0.01), (torch.float32, 1e-6)])
+def test_native_branches_are_as_in_texts_of_their_own(dtype: torch.dtype, most: float) -> None:
+    """By the kernels of native/attention.h and attention_fp32.h, with prompts of several blocks of keys."""
     lengths, parents = [70, 33, 1, 64, 5, 90], [-1, 0, 0, -1, 3, 4]
     for window, prefix in ((None, 0), (None, 5), (40, 0)):
-        for ours, reference in both(lengths, parents, torch.bfloat16, prefix, dim=64, window=window):
+        for ours, reference in both(lengths, parents, dtype, prefix, dim=64, window=window):
             difference = torch.linalg.vector_norm((ours - reference).float())
-            assert difference < 0.01 * torch.linalg.vector_norm(reference.float())
+            assert difference < most * torch.linalg.vector_norm(reference.float())
 
 
 def test_the_reference_without_branches_is_document_attention() -> None:

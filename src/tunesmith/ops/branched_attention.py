@@ -72,8 +72,8 @@ def branched_attention(
     """`branched_attention_reference` on packed keys and values.
 
     Each document's keys are gathered after those that it continues, `embedding`'s backward pass adds up the gradients
-    of keys that several documents see. In bf16 on a CPU, a native kernel handles the documents; otherwise PyTorch's
-    kernel runs on documents padded to a multiple of `LENGTH_STEP`, those of the same shape in one batch.
+    of keys that several documents see. In bf16 and fp32 on a CPU, a native kernel handles the documents; otherwise
+    PyTorch's kernel runs on documents padded to a multiple of `LENGTH_STEP`, those of the same shape in one batch.
 
     Args:
         q, k, v, lengths, parents, scale, window, prefix, softcap, sinks: as in `branched_attention_reference`.

@@ -83,8 +83,8 @@ def document_attention(
 ) -> Tensor:
     """`document_attention_reference` without the mask over the full row.
 
-    In bf16, a native kernel (CPU) or FlashAttention (CUDA) handles packed documents directly. Otherwise PyTorch's
-    kernel runs on padded documents: each is padded at its end, which no causal token sees, to a multiple of
+    A native kernel (CPU, bf16 and fp32) or FlashAttention (CUDA, bf16) handles packed documents directly. Otherwise
+    PyTorch's kernel runs on padded documents: each is padded at its end, which no causal token sees, to a multiple of
     `LENGTH_STEP`, and documents of the same padded length form one batch. The rows are gathered with `embedding`, whose
     backward pass adds up rows that were gathered twice. Soft caps, sinks, and windows in both directions use the
     definition on these batches.
@@ -186,7 +186,7 @@ def attend(
 
 
 def fits_native(q: Tensor, v: Tensor) -> bool:
-    return q.dtype == torch.bfloat16 and q.shape[-1] == v.shape[-1] and q.shape[-1] % 32 == 0
+    return q.shape[-1] == v.shape[-1] and q.shape[-1] % 32 == 0
 
 
 def document_layout(lengths: list[int], before: int) -> Tensor:
@@ -211,7 +211,7 @@ def _after_prefix(k: Tensor, v: Tensor, lengths: list[int], prefix: Prefix | Non
 
 
 class DocumentAttention(torch.autograd.Function):
-    """The kernels of native/attention.h. Stores q, k, v and a number per token and head; backward recomputes scores."""
+    """The kernels of native/attention.h and attention_fp32.h. Stores q, k, v and a number per token and head; backward recomputes scores."""
 
     @staticmethod
     def forward(
@@ -231,7 +231,7 @@ class DocumentAttention(torch.autograd.Function):
         seed = native.random_seed() if dropout else 0
         group = q.shape[1] // k.shape[1]
         ctx.shape = native.AttentionArguments(k.shape[1], group, q.shape[2], scale, window or 0, causal, dropout, seed)
-        native.call_attention("attention", ctx.shape, documents, len(documents), q, k, v, out, log_sums)
+        native.call("attention", q.dtype, ctx.shape, documents, len(documents), q, k, v, out, log_sums)
         ctx.save_for_backward(q, k, v, documents, log_sums)
         return out
 
@@ -240,8 +240,8 @@ class DocumentAttention(torch.autograd.Function):
         q, k, v, documents, log_sums = ctx.saved_tensors
         grad = grads[0] if grads[0].stride(2) == 1 else grads[0].contiguous()
         grads_qkv = [torch.empty(tensor.shape, dtype=tensor.dtype) for tensor in (q, k, v)]
-        native.call_attention(
-            "attention_backward", ctx.shape, documents, len(documents), q, k, v, log_sums, grad, *grads_qkv
+        native.call(
+            "attention_backward", q.dtype, ctx.shape, documents, len(documents), q, k, v, log_sums, grad, *grads_qkv
         )
         return *grads_qkv, None, None, None, None, None
 

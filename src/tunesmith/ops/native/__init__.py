@@ -107,7 +107,7 @@ class Step(ctypes.Structure):
 
 
 class Rows(ctypes.Structure):
-    """`Rows` of attention.h, and `PagedRows` of paged.h."""
+    """`Rows` of attention.h, `WideRows` of attention_fp32.h, and `PagedRows` of paged.h."""
 
     _fields_ = (("at", _POINTER), ("token", _LONG), ("head", _LONG))
 
@@ -118,6 +118,7 @@ class Rows(ctypes.Structure):
         return cls(tensor.data_ptr(), tensor.stride(0), tensor.stride(1))
 
 
+_ATTENTION: list[Any] = [_POINTER, _POINTER, _LONG, Rows, Rows, Rows, _POINTER]
 _PAGED: list[Any] = [_POINTER, _POINTER, _LONG, _POINTER, Rows, Rows, Rows, *[_POINTER] * 3]
 _ARGUMENTS: dict[str, list[Any]] = {
     "cross_entropy": [_POINTER, _POINTER, _POINTER, _LONG, _LONG, _FLOAT, _INT],
@@ -129,13 +130,12 @@ _ARGUMENTS: dict[str, list[Any]] = {
     "four_bits": [_POINTER, _POINTER, _POINTER, _POINTER, _LONG],
     "eight_bits": [_POINTER, _POINTER, _POINTER, _LONG, _LONG],
     "rotary": [_POINTER, _POINTER, _POINTER, _POINTER, _LONG, _LONG, _LONG, _LONG, _LONG, _INT],
+    "attention": [*_ATTENTION, _POINTER],
+    "attention_backward": [*_ATTENTION, Rows, _POINTER, _POINTER, _POINTER],
     "paged_attention": _PAGED,
     "paged_attention_int8": _PAGED,
 }
-_ATTENTION: list[Any] = [_POINTER, _POINTER, _LONG, Rows, Rows, Rows, _POINTER]
 _UNSUFFIXED_ARGUMENTS: dict[str, list[Any]] = {
-    "attention": [*_ATTENTION, _POINTER],
-    "attention_backward": [*_ATTENTION, Rows, _POINTER, _POINTER, _POINTER],
     "packed_linear": [_POINTER, _POINTER, _LONG, _POINTER, _POINTER, _LONG],
     "adapt_rows": [_POINTER, _POINTER, _LONG, _LONG, _LONG, _POINTER],
     "block": [_POINTER, _POINTER, _POINTER, _POINTER, _LONG],
@@ -185,13 +185,8 @@ def gives(dtype: torch.dtype, device: torch.device) -> bool:
 
 
 def call(name: str, dtype: torch.dtype, *arguments: Any) -> None:
-    """Call a kernel of elementwise.h or paged.h on PyTorch's threads. A tensor passes its data pointer, None null."""
+    """Call a kernel that is there in bf16 and in fp32, on PyTorch's threads. A tensor passes its data pointer, None null."""
     call_named(name + _SUFFIX[dtype], *arguments)
-
-
-def call_attention(name: str, *arguments: Any) -> None:
-    """Call a kernel of attention.h, in bf16."""
-    call_named(name, *arguments)
 
 
 def call_named(name: str, *arguments: Any) -> None:

@@ -1,4 +1,4 @@
-/* Attention over packed documents in bf16. The backward pass needs only each row's log-sum-exp (Dao 2023, alg. 1 and 2,
+/* Attention over packed documents in bf16; attention_fp32.h has it in fp32. The backward pass needs only each row's log-sum-exp (Dao 2023, alg. 1 and 2,
  * but with full rows of scores in memory, since documents are short).
  *
  * Matrix products run tile by tile: C (32·m × 32·n, fp32) += A (rows, bf16) · B. B has the layout of AMX's and
@@ -200,26 +200,29 @@ INLINE uint32_t stream_of(const Shape *shape, int64_t token, int64_t head) {
     return mixed((uint32_t)token ^ mixed((uint32_t)head ^ mixed((uint32_t)shape->seed)));
 }
 
-/* Writes one query's probabilities p[from..until) from its scores and returns the log-sum-exp of the scores. */
-CLONED static float softmax_row(const float *scores, int64_t from, int64_t until, Range seen, const Shape *shape,
-                                uint32_t stream, bf16 *p, float *room) {
+/* Overwrites one query's scores with its probabilities p[from..until), and returns the log-sum-exp of the scores. */
+CLONED static float softmax_row(float *p, int64_t from, int64_t until, Range seen, const Shape *shape, uint32_t stream) {
     const float scale = shape->scale;
     float most = -INFINITY, sum = 0.0f;
 #pragma omp simd reduction(max : most)
-    for (int64_t i = seen.first; i < seen.end; i++) most = scores[i] > most ? scores[i] : most;
+    for (int64_t i = seen.first; i < seen.end; i++) most = p[i] > most ? p[i] : most;
 #pragma omp simd reduction(+ : sum)
     for (int64_t i = seen.first; i < seen.end; i++) {
-        float e = exp_of((scores[i] - most) * scale);
-        room[i] = e;
-        sum += e;
+        p[i] = exp_of((p[i] - most) * scale);
+        sum += p[i];
     }
     float share = 1.0f / sum;
-    if (shape->dropped > 0) drop(room, seen, shape, stream);
-    for (int64_t i = from; i < seen.first; i++) p[i] = 0;
+    if (shape->dropped > 0) drop(p, seen, shape, stream);
+    for (int64_t i = from; i < seen.first; i++) p[i] = 0.0f;
 #pragma omp simd
-    for (int64_t i = seen.first; i < seen.end; i++) p[i] = to_bf16(room[i] * share);
-    for (int64_t i = seen.end; i < until; i++) p[i] = 0;
+    for (int64_t i = seen.first; i < seen.end; i++) p[i] *= share;
+    for (int64_t i = seen.end; i < until; i++) p[i] = 0.0f;
     return most * scale + logf(sum);
+}
+
+CLONED static void round_row(const float *x, int64_t from, int64_t until, bf16 *out) {
+#pragma omp simd
+    for (int64_t i = from; i < until; i++) out[i] = to_bf16(x[i]);
 }
 
 CLONED static void store_rows(const float *x, int64_t rows, int64_t dim, bf16 *out, int64_t stride) {
@@ -244,19 +247,18 @@ static int64_t filled(int64_t length) { return (length + BLOCK - 1) / BLOCK * BL
 
 /* q: (tokens, heads, dim), k, v: (tokens, kv_heads, dim), with strides; out: (tokens, heads, dim), contiguous;
  * log_sums: (tokens, heads). */
-void attention(const Shape *shape, const Document *documents, int64_t count, Rows q, Rows k, Rows v, bf16 *out,
+void attention_bf16(const Shape *shape, const Document *documents, int64_t count, Rows q, Rows k, Rows v, bf16 *out,
                float *log_sums, int threads) {
     const int64_t dim = shape->dim, group = shape->group, heads = shape->kv_heads * group;
     const int64_t most = longest(documents, count);
     const int amx = has_amx();
 #pragma omp parallel num_threads(threads)
     {
-        char *whole = aligned_alloc(64, (4 * most * dim + BLOCK * (6 * dim + 6 * most) + 4 * most + 1024) / 64 * 64);
+        char *whole = aligned_alloc(64, (4 * most * dim + BLOCK * (6 * dim + 6 * most) + 1024) / 64 * 64);
         char *room = whole;
         bf16 *keys = carve(&room, 2 * most * dim), *values = carve(&room, 2 * most * dim);
         bf16 *block = carve(&room, 2 * BLOCK * dim), *p = carve(&room, 2 * BLOCK * most);
         float *scores = (float *)carve(&room, 4 * BLOCK * most), *sums = (float *)carve(&room, 4 * BLOCK * dim);
-        float *row = (float *)carve(&room, 4 * most);
         TileConfig before;
         if (amx) tiles_begin(&before);
 #pragma omp for schedule(dynamic) collapse(2)
@@ -276,10 +278,12 @@ void attention(const Shape *shape, const Document *documents, int64_t count, Row
                         block_of(q.at + token * q.token + head * q.head, q.token, rows, dim, block, NULL);
                         product(block, dim, keys + first * BLOCK, BLOCK * width, scores + first, most,
                                 blocks.end - blocks.first, dim / 32, 0, amx);
-                        for (int64_t i = 0; i < rows; i++)
+                        for (int64_t i = 0; i < rows; i++) {
                             log_sums[(token + i) * heads + head] =
                                 softmax_row(scores + i * most, first, end, seen_by(shape, document, from + i), shape,
-                                            stream_of(shape, token + i, head), p + i * most, row);
+                                            stream_of(shape, token + i, head));
+                            round_row(scores + i * most, first, end, p + i * most);
+                        }
                         for (int64_t i = rows; i < BLOCK; i++) memset(p + i * most + first, 0, 2 * (end - first));
                         product(p + first, most, values + first * dim, BLOCK * dim, sums, dim, dim / 32,
                                 blocks.end - blocks.first, 0, amx);
@@ -320,11 +324,6 @@ CLONED static void pair_of_rows(const float *low, const float *high, int64_t fro
         }
 }
 
-CLONED static void round_row(const float *x, int64_t from, int64_t until, bf16 *out) {
-#pragma omp simd
-    for (int64_t i = from; i < until; i++) out[i] = to_bf16(x[i]);
-}
-
 /* Transposes X (dim × stride) from fp32 into rows of bf16. */
 CLONED static void store_turned(const float *x, int64_t stride, int64_t rows, int64_t dim, bf16 *out,
                                 int64_t out_stride) {
@@ -334,7 +333,7 @@ CLONED static void store_turned(const float *x, int64_t stride, int64_t rows, in
 
 /* grad: gradient of out, (tokens, heads, dim), with strides. grad_q (tokens, heads, dim), grad_k and grad_v
  * (tokens, kv_heads, dim) are contiguous. */
-void attention_backward(const Shape *shape, const Document *documents, int64_t count, Rows q, Rows k, Rows v,
+void attention_backward_bf16(const Shape *shape, const Document *documents, int64_t count, Rows q, Rows k, Rows v,
                         const float *log_sums, Rows grad, bf16 *grad_q, bf16 *grad_k, bf16 *grad_v, int threads) {
     const int64_t dim = shape->dim, group = shape->group, heads = shape->kv_heads * group;
     const int64_t most = longest(documents, count);

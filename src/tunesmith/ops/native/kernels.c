@@ -37,6 +37,7 @@
 #undef PUT
 
 #include "attention.h"
+#include "attention_fp32.h"
 #include "quantized.h"
 #include "packed.h"
 #include "lora.h"
