@@ -179,7 +179,7 @@ def test_the_speed_page_contains_exactly_the_measured_tables() -> None:
         return [line for line in file.read_text(encoding="utf-8").splitlines() if line.startswith("|")]
 
     results = ROOT / "benchmarks" / "results"
-    names = ("train_speed", "method_speed", "data_speed", "startup", "arena")
+    names = ("train_speed", "method_speed", "data_speed", "startup", "attention_speed", "arena")
     measured = [line for name in names for line in lines(results / f"{name}.md")]
     assert len(measured) > 20
     assert lines(ROOT / "docs" / "speed.md") == measured

@@ -153,6 +153,7 @@ def processor(amx: bool = True, lanes: int = 16) -> Iterator[None]:
     [
         (torch.bfloat16, {"amx": True}),
         (torch.bfloat16, {"amx": False}),
+        (torch.bfloat16, {"amx": False, "lanes": 8}),
         *((torch.float32, {"lanes": lanes}) for lanes in (16, 8, 4)),
     ],
     ids=str,

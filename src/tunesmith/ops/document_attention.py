@@ -211,7 +211,8 @@ def _after_prefix(k: Tensor, v: Tensor, lengths: list[int], prefix: Prefix | Non
 
 
 class DocumentAttention(torch.autograd.Function):
-    """The kernels of native/attention.h and attention_fp32.h. Stores q, k, v and a number per token and head; backward recomputes scores."""
+    """The kernels of native/attention.h and attention_fp32.h. Stores q, k, v and a number per token and head; backward
+    recomputes scores."""
 
     @staticmethod
     def forward(

@@ -185,7 +185,8 @@ def gives(dtype: torch.dtype, device: torch.device) -> bool:
 
 
 def call(name: str, dtype: torch.dtype, *arguments: Any) -> None:
-    """Call a kernel that is there in bf16 and in fp32, on PyTorch's threads. A tensor passes its data pointer, None null."""
+    """Call a kernel that is there in bf16 and in fp32, on PyTorch's threads. A tensor passes its data pointer, None
+    null."""
     call_named(name + _SUFFIX[dtype], *arguments)
 
 

@@ -3,7 +3,7 @@
  *
  * Matrix products run tile by tile: C (32·m × 32·n, fp32) += A (rows, bf16) · B. B has the layout of AMX's and
  * AVX-512's bf16 dot product (Intel 64 manual, TDPBF16PS): tiles of 16 pairs of rows by 16 columns, a pair's two numbers
- * side by side. Without AMX the same tiles are computed in fp32. */
+ * side by side. Without either instruction the same tiles are computed in fp32. */
 
 #define TILE 512 /* numbers in a tile of B: 32 rows, 16 columns */
 #define BLOCK 32 /* queries per block; keys are padded to a multiple of it */
@@ -118,19 +118,57 @@ WITH_AMX static void product_amx(const bf16 *a, int64_t a_stride, const bf16 *b,
     _tile_stored(2, c + 16 * c_stride, 4 * c_stride);
     _tile_stored(3, c + 16 * c_stride + 16, 4 * c_stride);
 }
+
+static int has_dot_product(void) { return has_avx512() && __builtin_cpu_supports("avx512bf16"); }
+
+/* By AVX-512's dot product of pairs (VDPBF16PS): eight rows of C are in registers. */
+__attribute__((target("avx512f,avx512bf16"))) static void product_dot(const bf16 *a, int64_t a_stride, const bf16 *b,
+                                                                      int64_t b_stride, float *c, int64_t c_stride,
+                                                                      int64_t steps, int add) {
+    for (int64_t from = 0; from < 32; from += 8) {
+        __m512 sum[8][2];
+#pragma GCC unroll 8
+        for (int i = 0; i < 8; i++)
+#pragma GCC unroll 2
+            for (int n = 0; n < 2; n++)
+                sum[i][n] = add ? _mm512_loadu_ps(c + (from + i) * c_stride + 16 * n) : _mm512_setzero_ps();
+        for (int64_t step = 0; step < steps; step++)
+            for (int64_t pair = 0; pair < 16; pair++) {
+                const bf16 *row = b + step * b_stride + 32 * pair;
+                const __m512bh left = (__m512bh)_mm512_loadu_si512(row), right = (__m512bh)_mm512_loadu_si512(row + TILE);
+#pragma GCC unroll 8
+                for (int i = 0; i < 8; i++) {
+                    int both;
+                    memcpy(&both, a + (from + i) * a_stride + 32 * step + 2 * pair, 4);
+                    const __m512bh each = (__m512bh)_mm512_set1_epi32(both);
+                    sum[i][0] = _mm512_dpbf16_ps(sum[i][0], each, left);
+                    sum[i][1] = _mm512_dpbf16_ps(sum[i][1], each, right);
+                }
+            }
+#pragma GCC unroll 8
+        for (int i = 0; i < 8; i++)
+#pragma GCC unroll 2
+            for (int n = 0; n < 2; n++) _mm512_storeu_ps(c + (from + i) * c_stride + 16 * n, sum[i][n]);
+    }
+}
 #else
 typedef int TileConfig;
 static int has_amx(void) { return 0; }
 static void tiles_begin(TileConfig *before) { (void)before; }
 static void tiles_end(const TileConfig *before) { (void)before; }
+static int has_dot_product(void) { return 0; }
 #define product_amx product_plain
+#define product_dot product_plain
 #endif
 
 /* C (32 × 32·columns) (+)= A (32 × 32·steps) · B; a step of B is `b_stride` numbers, two tiles per 32 columns. */
 static void product(const bf16 *a, int64_t a_stride, const bf16 *b, int64_t b_stride, float *c, int64_t c_stride,
                     int64_t columns, int64_t steps, int add, int amx) {
+    const int dot = has_dot_product();
     for (int64_t n = 0; n < columns; n++)
-        (amx ? product_amx : product_plain)(a, a_stride, b + 2 * n * TILE, b_stride, c + 32 * n, c_stride, steps, add);
+        (amx   ? product_amx
+         : dot ? product_dot
+               : product_plain)(a, a_stride, b + 2 * n * TILE, b_stride, c + 32 * n, c_stride, steps, add);
 }
 
 /* X (rows × dim) in tiles, as B: a pair is two rows. Rows past the end are zero. */
