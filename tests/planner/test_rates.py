@@ -229,12 +229,11 @@ def test_kernels_are_called_by_name_with_their_shapes() -> None:
         "rms_norm_bf16", (shape(4, 32), shape(32), shape(4, 32), shape(4, 1, dtype=torch.float32), 4, 32, 1e-5)
     )
     assert timer._timings(norm)
-    queries, sums = shape(40, 6, 32), shape(40, 6, dtype=torch.float32)
     kind = AttentionParameters(2, 3, 32, 0.2, 0, 1, 0.0, 0)
-    keys = shape(40, 2, 32)
-    documents = shape(2, 4, dtype=torch.int64)
-    attended = Operation("attention", (kind, documents, 2, queries, keys, keys, queries, sums))
-    assert timer._timings(attended)
+    documents, sums = shape(2, 4, dtype=torch.int64), shape(40, 6, dtype=torch.float32)
+    for name, dtype in (("attention_bf16", torch.bfloat16), ("attention_fp32", torch.float32)):
+        queries, keys = shape(40, 6, 32, dtype=dtype), shape(40, 2, 32, dtype=dtype)
+        assert timer._timings(Operation(name, (kind, documents, 2, queries, keys, keys, queries, sums)))
 
 
 # --- a step's time ---------------------------------------------------------------------------------------------------
