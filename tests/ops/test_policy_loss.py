@@ -50,6 +50,7 @@ CENTERED = [reward - statistics.mean(group) for group in REWARDS for reward in g
 FORMULAS: dict[Advantage, Callable[[list[float], int], float]] = {
     "group": lambda group, i: z(group[i], group),
     "group_mean": lambda group, i: group[i] - statistics.mean(group),
+    "group_rate": lambda group, i: group[i] / (sum(group) / len(group)) - 1,
     "leave_one_out": lambda group, i: group[i] - statistics.mean(group[:i] + group[i + 1 :]),
     "batch": lambda group, i: z(group[i], EVERY),
     "group_batch": lambda group, i: z(group[i] - statistics.mean(group), CENTERED),
@@ -63,8 +64,17 @@ def test_advantages_are_their_formula(how: Advantage) -> None:
 
 
 def test_a_group_without_a_difference_has_no_advantage() -> None:
-    for how in ("group", "group_mean", "leave_one_out", "group_batch"):
+    for how in ("group", "group_mean", "group_rate", "leave_one_out", "group_batch"):
         assert advantages(torch.tensor(REWARDS, dtype=torch.float64), how)[1].abs().max() < 1e-12, how
+
+
+def test_the_success_rate_makes_the_right_answers_of_each_prompt_weigh_as_much() -> None:
+    """As in the gradient of log p(success): one right answer of four has the weight of three of four. Where none is
+    right, nothing is learned."""
+    rewards = torch.tensor([[1.0, 0, 0, 0], [1, 1, 1, 0], [0, 0, 0, 0]], dtype=torch.float64)
+    found = advantages(rewards, "group_rate")
+    assert ((found + 1) * rewards).sum(1).tolist() == pytest.approx([4, 4, 0])
+    assert found[2].tolist() == [0, 0, 0, 0]
 
 
 @pytest.mark.parametrize("by_sequence", [False, True])

@@ -406,6 +406,21 @@ def test_a_distance_in_the_reward_is_subtracted_before_advantages(tmp_path: Path
         assert tokens == pytest.approx([value] * len(tokens), rel=1e-3, abs=1e-4)
 
 
+@shows("objective.grpo.advantage")
+def test_advantages_by_the_success_rate_refuse_what_is_no_rate(tmp_path: Path) -> None:
+    loop, _ = rollouts_over(tmp_path / "rates", steps=1, advantage="group_rate", beta=0.5)
+    loop.step()
+    table = phase_table(loop)
+    expected = advantages(torch.tensor(rewards_of(table)), "group_rate").flatten().tolist()
+    for tokens, value in zip(split(table, "advantage"), expected, strict=True):
+        assert tokens == pytest.approx([value] * len(tokens), rel=1e-3, abs=1e-4)
+    below, _ = rollouts_over(tmp_path / "below", reward=lambda text: -0.5, steps=1, advantage="group_rate")
+    with pytest.raises(UserError, match=r"needs rewards from 0 on, and one is -0\.5"):
+        below.step()
+    with pytest.raises(ValueError, match="Set kl_in: loss"):
+        objective_of("grpo", rewards=["exact"], advantage="group_rate", beta=0.5, kl_in="reward")
+
+
 @shows("objective.grpo.resampling")
 def test_groups_without_a_difference_are_replaced_by_those_of_other_prompts(tmp_path: Path) -> None:
     """All answers to half of the prompts have the same reward."""

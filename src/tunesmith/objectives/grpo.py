@@ -6,12 +6,13 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from tunesmith.data.batch import Batch
 from tunesmith.data.tokens import TokenTable
+from tunesmith.errors import UserError
 from tunesmith.models.forward import loss_hidden_states
 from tunesmith.models.token_scores import token_scores
 from tunesmith.objectives.completion_rows import StepTotals, column_of, completion_lengths, lengths_of
@@ -33,9 +34,10 @@ class GRPO(PolicyGradient):
 
     advantage: Advantage = "group"
     """How rewards become advantages. `group`: (r − mean) / std of the group. `group_mean`: r − mean (Dr. GRPO): prompts
-    that are nearly always or never solved weigh no more than others. `leave_one_out`: r − mean of the others (RLOO).
-    `batch`: (r − mean) / std over the phase (REINFORCE++). `group_batch`: r − mean of the group, then / std over the
-    phase."""
+    that are nearly always or never solved weigh no more than others. `group_rate`: (r − mean) / mean (MaxRL), for
+    rewards from 0 on: the right answers to a prompt weigh as much together, however few they are, so that hard prompts
+    count more. `leave_one_out`: r − mean of the others (RLOO). `batch`: (r − mean) / std over the phase (REINFORCE++).
+    `group_batch`: r − mean of the group, then / std over the phase."""
 
     importance: Literal["token", "sequence"] = "token"
     """ρ of each token, or the geometric mean over the completion (GSPO)."""
@@ -64,6 +66,12 @@ class GRPO(PolicyGradient):
 
     skip_truncated: bool = False
     """Whether completions that were cut have no loss (DAPO, overlong filtering)."""
+
+    @model_validator(mode="after")
+    def _rate_is_of_rewards(self) -> "GRPO":
+        if self.advantage == "group_rate" and self.beta and self.kl_in == "reward":
+            raise ValueError("advantage: group_rate needs rewards from 0 on, without a distance. Set kl_in: loss")
+        return self
 
     @property
     def needs_reference(self) -> bool:
@@ -101,6 +109,11 @@ class GRPOLoss(PolicyGradientObjective):
         counts = torch.tensor(lengths)
         at = table.loss_mask
         rewards = torch.from_numpy(scored.rewards)
+        if self.config.advantage == "group_rate" and (lowest := float(rewards.min())) < 0:
+            raise UserError(
+                f"advantage: group_rate needs rewards from 0 on, and one is {lowest:.3g}. Choose another advantage, or "
+                "functions that give no negative rewards."
+            )
         how, beta = self.config.advantage, self.config.beta if self.config.kl_in == "reward" else 0.0
         if beta and how == "batch":  # a return at each token, normalized over all tokens
             distance = torch.from_numpy((columns["old"] - columns["reference"])[at]).double()

@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-Advantage = Literal["group", "group_mean", "leave_one_out", "batch", "group_batch"]
+Advantage = Literal["group", "group_mean", "group_rate", "leave_one_out", "batch", "group_batch"]
 """How rewards become advantages; `advantages` has the formulas."""
 
 EPS = 1e-6
@@ -23,13 +23,15 @@ def advantages(rewards: Tensor, how: Advantage) -> Tensor:
 
     `group`: (r − mean) / (std + ε) over the prompt's completions (GRPO, Shao et al. 2024, section 4.1.2).
     `group_mean`: r − mean over the prompt's completions (Dr. GRPO, Liu et al. 2025, section 3.1).
+    `group_rate`: (r − mean) / mean over the prompt's completions, and 0 if the mean is 0 (MaxRL, Tajwar et al. 2026,
+    algorithm 1): with rewards of 0 and 1, the gradient of log p(success) instead of that of p(success).
     `leave_one_out`: r − mean over the prompt's other completions (RLOO, Ahmadian et al. 2024, eq. 6).
     `batch`: (r − mean) / (std + ε) over all completions (REINFORCE++, Hu 2025, eq. 6).
     `group_batch`: r − mean over the prompt's completions, then the same over all completions (REINFORCE++ with a
     baseline, Hu 2025).
 
     Args:
-        rewards: (prompts, completions).
+        rewards: (prompts, completions); for `group_rate`, none below 0.
         how: the formula.
 
     Returns:
@@ -41,6 +43,9 @@ def advantages(rewards: Tensor, how: Advantage) -> Tensor:
     if how == "leave_one_out":  # r − (Σ − r) / (n − 1)
         count = rewards.shape[1]
         return centered * count / (count - 1)
+    if how == "group_rate":
+        mean = rewards.mean(1, keepdim=True)
+        return centered / torch.where(mean > 0, mean, torch.inf)
     if how == "group":
         return centered / (_std(rewards, 1) + EPS)
     if how == "group_batch":
