@@ -239,7 +239,7 @@ def start_run(options: argparse.Namespace) -> Path:
         "objectives": objectives,
         "complete": not options.model,
         "parts": sorted(set(options.only or ())),
-        "precision": precision_here(),
+        "precision": options.precision or precision_here(),
         "products_per_second": matrix_products_per_second(options.python) if "dpo" in objectives else {},
         "python": str(options.python),
         "date": time.strftime("%Y-%m-%d"),
@@ -271,6 +271,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", action="append", choices=[*OBJECTIVES, CHECK], help="an objective")
     parser.add_argument("--model", action="append", choices=MODELS, help="one of the models")
+    parser.add_argument("--precision", choices=["bf16", "fp32"], help="default: bf16 if the processor multiplies in it")
     parser.add_argument("--resume", action="store_true", help="resume the newest run")
     parser.add_argument("--python", type=Path, default=OUR_PYTHON, help="the Python with Tunesmith installed")
     options = parser.parse_args()

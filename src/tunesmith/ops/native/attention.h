@@ -1,5 +1,5 @@
-/* Attention over packed documents in bf16; attention_fp32.h has it in fp32. The backward pass needs only each row's log-sum-exp (Dao 2023, alg. 1 and 2,
- * but with full rows of scores in memory, since documents are short).
+/* Attention over packed documents in bf16; attention_fp32.h has it in fp32. The backward pass needs only each row's
+ * log-sum-exp (Dao 2023, alg. 1 and 2, but with full rows of scores in memory, since documents are short).
  *
  * Matrix products run tile by tile: C (32·m × 32·n, fp32) += A (rows, bf16) · B. B has the layout of AMX's and
  * AVX-512's bf16 dot product (Intel 64 manual, TDPBF16PS): tiles of 16 pairs of rows by 16 columns, a pair's two numbers

@@ -55,7 +55,7 @@ FOR_WIDTH INLINE void WIDE(block_tile_of)(const float *a, int64_t stride, const 
 }
 
 /* c (rows, columns) = a (rows, depth) · b (depth, columns), or += with `add`. b is in panels of WIDTH columns, `panel`
- * numbers apart. The inner loop is over the side of which less fits in the first cache: a, as it is; b, if a is turned. */
+ * numbers apart. A piece of a, a block of queries, stays in the first cache, and b is read once. */
 FOR_WIDTH static void WIDE(block_product)(const float *a, int64_t stride, const float *b, int64_t panel, float *c,
                                           int64_t c_stride, int64_t rows, int64_t columns, int64_t depth, int add) {
     for (int64_t k = 0; k < depth; k += PIECE) {
@@ -68,7 +68,7 @@ FOR_WIDTH static void WIDE(block_product)(const float *a, int64_t stride, const 
     }
 }
 
-/* c (rows, columns) += aᵀ · b with a (depth, rows). */
+/* c (rows, columns) += aᵀ · b with a (depth, rows): a block of queries is b, which stays in the first cache. */
 FOR_WIDTH static void WIDE(block_product_turned)(const float *a, int64_t stride, const float *b, int64_t panel, float *c,
                                                  int64_t c_stride, int64_t rows, int64_t columns, int64_t depth) {
     for (int64_t r = 0; r < rows; r += BLOCK_TILE_ROWS)
