@@ -23,7 +23,7 @@ GROUP, PHASE, UPDATES = 8, 16, 4
 """Answers to each prompt, prompts of a phase, and optimizer steps of a phase."""
 
 WAYS: dict[str, dict[str, Any]] = {
-    "grpo": {"kind": "grpo", "advantage": "group_rate"},  # better than `group` on a seed that is not here
+    "grpo": {"kind": "grpo", "advantage": "group_rate"},
     "expert": {"kind": "best_of_n", "threshold": 1.0},
 }
 """The ways that sample from their own weights, phase by phase."""
@@ -181,7 +181,7 @@ def checked_table(
     """
     names = {
         "base": "base", "examples": f"{EXAMPLES} examples", "best_of_n": "best-of-n, trained on once",
-        "expert": "expert iteration", "grpo": "GRPO",
+        "expert": "expert iteration", "grpo": "GRPO, `advantage: group_rate`",
         "any_of_n": f"{EXAMPLES} examples, one of {GROUP} samples is right",
     }  # fmt: skip
     lines = ["", f"| {title} right | | GRPO gets more right by |", "|---|---|---|"]

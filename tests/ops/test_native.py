@@ -160,10 +160,10 @@ def processor(amx: bool = True, lanes: int = 16) -> Iterator[None]:
 )
 @few
 @given(
-    lengths=st.lists(st.integers(1, 80), min_size=1, max_size=5),
+    lengths=st.lists(st.integers(1, 80) | st.just(150), min_size=1, max_size=5),
     kv_heads=st.sampled_from([1, 2]),
     groups=st.sampled_from([1, 3]),
-    dim=st.sampled_from([32, 64, 96]),
+    dim=st.sampled_from([32, 64, 96, 128]),
     window=st.sampled_from([None, 1, 20]),
     causal=st.booleans(),
     before=st.sampled_from([0, 5]),
@@ -192,7 +192,8 @@ def test_document_attention_equals_float64(
     def reference(q: Tensor, k: Tensor, v: Tensor, *prefix: Tensor) -> Tensor:
         return document_attention_reference(q, k, v, lengths, scale, window, causal, tuple(prefix) or None)
 
-    # A single key has a gradient of 0, and rounding leaves a unit of the values; in bf16 it is rounded away.
+    # A single key has a gradient of 0, of which rounding leaves a unit of the values' precision: in fp32, more than the
+    # tolerance for small values.
     floor = 1e-3 if dtype == torch.bfloat16 else 0.5
     with processor(**instructions):
         assert_close_to_float64(fast, reference, [q, k, v, *prefix], floor=floor)

@@ -68,9 +68,9 @@ def test_a_group_without_a_difference_has_no_advantage() -> None:
         assert advantages(torch.tensor(REWARDS, dtype=torch.float64), how)[1].abs().max() < 1e-12, how
 
 
-def test_the_success_rate_makes_the_right_answers_of_each_prompt_weigh_as_much() -> None:
-    """As in the gradient of log p(success): one right answer of four has the weight of three of four. Where none is
-    right, nothing is learned."""
+def test_by_the_success_rate_few_right_answers_weigh_as_much_as_many_before_the_mean_is_subtracted() -> None:
+    """As in the gradient of log p(success): one right answer of four, as much as three of four. Where none is right,
+    nothing is learned."""
     rewards = torch.tensor([[1.0, 0, 0, 0], [1, 1, 1, 0], [0, 0, 0, 0]], dtype=torch.float64)
     found = advantages(rewards, "group_rate")
     assert ((found + 1) * rewards).sum(1).tolist() == pytest.approx([4, 4, 0])

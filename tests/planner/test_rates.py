@@ -39,9 +39,10 @@ def attention(name: str, causal: int, documents: int, heads: int = 6, tokens: in
         ),
         pytest.param(addition(1000), 0, id="addition"),
         # q kᵀ and p v: 2 products of 2 · tokens · keys · dim each; a document has 50 / 2 keys
-        pytest.param(attention("attention", 0, 2), 2 * 2 * 40 * 25 * 6 * 32, id="attention"),
-        pytest.param(attention("attention", 1, 2), 2 * 40 * 25 * 6 * 32, id="causal attention"),
-        pytest.param(attention("attention_backward", 0, 2), 5 * 2 * 40 * 25 * 6 * 32, id="its backward pass"),
+        pytest.param(attention("attention_bf16", 0, 2), 2 * 2 * 40 * 25 * 6 * 32, id="attention"),
+        pytest.param(attention("attention_fp32", 1, 2), 2 * 40 * 25 * 6 * 32, id="causal attention"),
+        pytest.param(attention("attention_backward_bf16", 0, 2), 5 * 2 * 40 * 25 * 6 * 32, id="its backward pass"),
+        pytest.param(attention("attention_backward_fp32", 0, 2), 5 * 2 * 40 * 25 * 6 * 32, id="in fp32"),
     ],
 )
 def test_flops_of_products_and_attention_match_the_textbook(operation: Operation, flops: int) -> None:
@@ -52,7 +53,7 @@ def test_bytes_moved_count_every_tensor_including_those_in_lists() -> None:
     assert product(64, 32, 16).moved == 2 * (64 * 32 + 32 * 16 + 64 * 16)
     joined = Operation("aten.cat.default", ((shape(3, 5), shape(4, 5)), 0), (), (shape(7, 5),))
     assert joined.moved == 2 * (15 + 20 + 35)
-    assert attention("attention", 1, 2).moved == 8 * 2 * 4 + 2 * 32 * (40 * 6 + 2 * 50 * 2 + 40 * 6)
+    assert attention("attention_bf16", 1, 2).moved == 8 * 2 * 4 + 2 * 32 * (40 * 6 + 2 * 50 * 2 + 40 * 6)
 
 
 def test_an_operations_precision_is_that_of_its_first_float_argument() -> None:

@@ -35,9 +35,9 @@ class GRPO(PolicyGradient):
     advantage: Advantage = "group"
     """How rewards become advantages. `group`: (r − mean) / std of the group. `group_mean`: r − mean (Dr. GRPO): prompts
     that are nearly always or never solved weigh no more than others. `group_rate`: (r − mean) / mean (MaxRL), for
-    rewards from 0 on: the right answers to a prompt weigh as much together, however few they are, so that hard prompts
-    count more. `leave_one_out`: r − mean of the others (RLOO). `batch`: (r − mean) / std over the phase (REINFORCE++).
-    `group_batch`: r − mean of the group, then / std over the phase."""
+    rewards from 0 on: one right answer of eight weighs as much as seven of eight, before the mean is subtracted, so
+    that hard prompts count more. `leave_one_out`: r − mean of the others (RLOO). `batch`: (r − mean) / std over the
+    phase (REINFORCE++). `group_batch`: r − mean of the group, then / std over the phase."""
 
     importance: Literal["token", "sequence"] = "token"
     """ρ of each token, or the geometric mean over the completion (GSPO)."""

@@ -24,7 +24,8 @@ def advantages(rewards: Tensor, how: Advantage) -> Tensor:
     `group`: (r − mean) / (std + ε) over the prompt's completions (GRPO, Shao et al. 2024, section 4.1.2).
     `group_mean`: r − mean over the prompt's completions (Dr. GRPO, Liu et al. 2025, section 3.1).
     `group_rate`: (r − mean) / mean over the prompt's completions, and 0 if the mean is 0 (MaxRL, Tajwar et al. 2026,
-    algorithm 1): with rewards of 0 and 1, the gradient of log p(success) instead of that of p(success).
+    algorithm 1): with rewards of 0 and 1, the larger the groups, the closer to the gradient of log p(success) instead
+    of p(success).
     `leave_one_out`: r − mean over the prompt's other completions (RLOO, Ahmadian et al. 2024, eq. 6).
     `batch`: (r − mean) / (std + ε) over all completions (REINFORCE++, Hu 2025, eq. 6).
     `group_batch`: r − mean over the prompt's completions, then the same over all completions (REINFORCE++ with a

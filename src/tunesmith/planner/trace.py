@@ -64,9 +64,8 @@ class Operation:
             tokens, heads, dim = queries.sizes
             mean_keys = keys.sizes[0] / max(1, self.arguments[2])  # per document
             causal = 0.5 if self.arguments[0].causal else 1.0
-            passes = (
-                2.5 if self.name == "attention_backward" else 1.0
-            )  # five products instead of two (Dao 2023, section 3)
+            backward = self.name.startswith("attention_backward")
+            passes = 2.5 if backward else 1.0  # five products instead of two (Dao 2023, section 3)
             return float(4.0 * tokens * heads * dim * mean_keys * causal * passes)
         return 0.0
 

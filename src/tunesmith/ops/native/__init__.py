@@ -26,7 +26,7 @@ _LONG, _INT, _FLOAT = ctypes.c_int64, ctypes.c_int, ctypes.c_float
 
 
 class AttentionArguments(ctypes.Structure):
-    """`AttentionArguments` of attention.h."""
+    """`Shape` of attention.h."""
 
     _fields_ = (
         ("kv_heads", _LONG),
@@ -107,7 +107,7 @@ class Step(ctypes.Structure):
 
 
 class Rows(ctypes.Structure):
-    """`Rows` of attention.h, `WideRows` of attention_fp32.h, and `PagedRows` of paged.h."""
+    """`Rows` of attention.h, `RowsFp32` of attention_fp32.h, and `PagedRows` of paged.h."""
 
     _fields_ = (("at", _POINTER), ("token", _LONG), ("head", _LONG))
 
@@ -170,7 +170,7 @@ def random_seed() -> int:
 
 
 def takes(*tensors: Tensor) -> bool:
-    """Whether the elementwise kernels support these tensors: on the CPU, all in bf16 or all in fp32."""
+    """Whether kernels support these tensors: on the CPU, all in bf16 or all in fp32."""
     first = tensors[0]
     return (
         first.dtype in _SUFFIX

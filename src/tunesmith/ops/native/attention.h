@@ -286,7 +286,7 @@ static int64_t filled(int64_t length) { return (length + BLOCK - 1) / BLOCK * BL
 /* q: (tokens, heads, dim), k, v: (tokens, kv_heads, dim), with strides; out: (tokens, heads, dim), contiguous;
  * log_sums: (tokens, heads). */
 void attention_bf16(const Shape *shape, const Document *documents, int64_t count, Rows q, Rows k, Rows v, bf16 *out,
-               float *log_sums, int threads) {
+                    float *log_sums, int threads) {
     const int64_t dim = shape->dim, group = shape->group, heads = shape->kv_heads * group;
     const int64_t most = longest(documents, count);
     const int amx = has_amx();
@@ -372,7 +372,7 @@ CLONED static void store_turned(const float *x, int64_t stride, int64_t rows, in
 /* grad: gradient of out, (tokens, heads, dim), with strides. grad_q (tokens, heads, dim), grad_k and grad_v
  * (tokens, kv_heads, dim) are contiguous. */
 void attention_backward_bf16(const Shape *shape, const Document *documents, int64_t count, Rows q, Rows k, Rows v,
-                        const float *log_sums, Rows grad, bf16 *grad_q, bf16 *grad_k, bf16 *grad_v, int threads) {
+                             const float *log_sums, Rows grad, bf16 *grad_q, bf16 *grad_k, bf16 *grad_v, int threads) {
     const int64_t dim = shape->dim, group = shape->group, heads = shape->kv_heads * group;
     const int64_t most = longest(documents, count);
     const int amx = has_amx();

@@ -1,11 +1,9 @@
-/* Attention over packed documents in fp32, as attention.h computes it in bf16. Products run on blocks of queries in
- * registers: the right-hand side is copied into panels of WIDTH columns, (columns / WIDTH, depth, WIDTH), so that a tile
- * reads it in order. */
+/* Attention over packed documents in fp32, as attention.h computes it in bf16. Products run on a block of queries at a time,
+ * with sums in registers. Their right-hand sides are copied into panels of BLOCK columns, (columns / BLOCK, depth, BLOCK), so
+ * that a tile reads them in order. */
 
-#define WIDTH 32
 #define PIECE 64 /* depth of a product whose operands stay in the first cache */
 #define QUERY_BLOCK 48 /* a multiple of the rows of a tile, for all widths */
-#define BLOCK_TILE_ROWS (LANES == 16 ? 12 : 6) /* the sums fill 24 of AVX-512's 32 registers, and 12 of others' 16 */
 #define PAST 16 /* numbers between two rows of scores, so that rows do not share a place in the cache */
 
 #define KERNELS "attention_products.h"
@@ -15,28 +13,28 @@
 typedef struct {
     const float *at;
     int64_t token, head;
-} WideRows;
+} RowsFp32;
 
 /* X (rows × dim) in panels; rows past the end are zero. */
 CLONED static void panels_of_rows(const float *x, int64_t stride, int64_t rows, int64_t filled, int64_t dim, float *out) {
-    for (int64_t n = 0; n < dim; n += WIDTH)
+    for (int64_t n = 0; n < dim; n += BLOCK)
         for (int64_t i = 0; i < filled; i++)
-            for (int64_t j = 0; j < WIDTH; j++) out[n * filled + WIDTH * i + j] = i < rows ? x[i * stride + n + j] : 0.0f;
+            for (int64_t j = 0; j < BLOCK; j++) out[n * filled + BLOCK * i + j] = i < rows ? x[i * stride + n + j] : 0.0f;
 }
 
 /* Xᵀ (dim × rows) in panels. */
 CLONED static void panels_of_columns(const float *x, int64_t stride, int64_t rows, int64_t filled, int64_t dim,
                                      float *out) {
     for (int64_t i = 0; i < filled; i++) {
-        float *to = out + i / WIDTH * WIDTH * dim + i % WIDTH;
-        for (int64_t n = 0; n < dim; n++) to[WIDTH * n] = i < rows ? x[i * stride + n] : 0.0f;
+        float *to = out + i / BLOCK * BLOCK * dim + i % BLOCK;
+        for (int64_t n = 0; n < dim; n++) to[BLOCK * n] = i < rows ? x[i * stride + n] : 0.0f;
     }
 }
 
 static float *carve_floats(char **room, int64_t count) { return (float *)carve(room, sizeof(float) * count); }
 
 /* As attention_bf16. */
-void attention_fp32(const Shape *shape, const Document *documents, int64_t count, WideRows q, WideRows k, WideRows v,
+void attention_fp32(const Shape *shape, const Document *documents, int64_t count, RowsFp32 q, RowsFp32 k, RowsFp32 v,
                     float *out, float *log_sums, int threads) {
     const int64_t dim = shape->dim, group = shape->group, heads = shape->kv_heads * group;
     const int64_t most = longest(documents, count), stride = most + PAST;
@@ -60,13 +58,13 @@ void attention_fp32(const Shape *shape, const Document *documents, int64_t count
                         const Range blocks = blocks_seen(shape, document, from, rows);
                         const int64_t first = blocks.first * BLOCK, end = blocks.end * BLOCK;
                         BY_WIDTH(block_product)(q.at + token * q.token + head * q.head, q.token, keys + first * dim,
-                                                WIDTH * dim, p + first, stride, rows, end - first, dim, 0);
+                                                BLOCK * dim, p + first, stride, rows, end - first, dim);
                         for (int64_t i = 0; i < rows; i++)
                             log_sums[(token + i) * heads + head] =
                                 softmax_row(p + i * stride, first, end, seen_by(shape, document, from + i), shape,
                                             stream_of(shape, token + i, head));
-                        BY_WIDTH(block_product)(p + first, stride, values + first * WIDTH, WIDTH * width,
-                                                out + (token * heads + head) * dim, heads * dim, rows, dim, end - first, 0);
+                        BY_WIDTH(block_product)(p + first, stride, values + first * BLOCK, BLOCK * width,
+                                                out + (token * heads + head) * dim, heads * dim, rows, dim, end - first);
                     }
             }
         free(whole);
@@ -74,8 +72,8 @@ void attention_fp32(const Shape *shape, const Document *documents, int64_t count
 }
 
 /* As attention_backward_bf16. */
-void attention_backward_fp32(const Shape *shape, const Document *documents, int64_t count, WideRows q, WideRows k,
-                             WideRows v, const float *log_sums, WideRows grad, float *grad_q, float *grad_k,
+void attention_backward_fp32(const Shape *shape, const Document *documents, int64_t count, RowsFp32 q, RowsFp32 k,
+                             RowsFp32 v, const float *log_sums, RowsFp32 grad, float *grad_q, float *grad_k,
                              float *grad_v, int threads) {
     const int64_t dim = shape->dim, group = shape->group, kv_heads = shape->kv_heads, heads = kv_heads * group;
     const int64_t most = longest(documents, count), stride = most + PAST;
@@ -114,22 +112,23 @@ void attention_backward_fp32(const Shape *shape, const Document *documents, int6
                         const float *own_grad = grad.at + token * grad.token + head * grad.head;
                         panels_of_rows(own_q, q.token, rows, QUERY_BLOCK, dim, query);
                         panels_of_rows(own_grad, grad.token, rows, QUERY_BLOCK, dim, up);
-                        BY_WIDTH(block_product)(own_q, q.token, turned_keys + first * dim, WIDTH * dim, p + first, stride,
-                                                rows, end - first, dim, 0);
-                        BY_WIDTH(block_product)(own_grad, grad.token, turned_values + first * dim, WIDTH * dim, s + first,
-                                                stride, rows, end - first, dim, 0);
+                        BY_WIDTH(block_product)(own_q, q.token, turned_keys + first * dim, BLOCK * dim, p + first, stride,
+                                                rows, end - first, dim);
+                        BY_WIDTH(block_product)(own_grad, grad.token, turned_values + first * dim, BLOCK * dim, s + first,
+                                                stride, rows, end - first, dim);
                         for (int64_t i = 0; i < rows; i++)
                             softmax_row_backward(p + i * stride, s + i * stride, first, end,
                                                  seen_by(shape, document, from + i), shape,
                                                  stream_of(shape, token + i, head),
                                                  log_sums[(token + i) * heads + head]);
-                        BY_WIDTH(block_product)(s + first, stride, keys + first * WIDTH, WIDTH * width,
-                                                grad_q + (token * heads + head) * dim, heads * dim, rows, dim, end - first,
-                                                0);
-                        BY_WIDTH(block_product_turned)(p + first, stride, up, WIDTH * QUERY_BLOCK,
-                                                       own_grad_v + first * kv_heads * dim, kv_heads * dim, seen, dim, rows);
-                        BY_WIDTH(block_product_turned)(s + first, stride, query, WIDTH * QUERY_BLOCK,
-                                                       own_grad_k + first * kv_heads * dim, kv_heads * dim, seen, dim, rows);
+                        BY_WIDTH(block_product)(s + first, stride, keys + first * BLOCK, BLOCK * width,
+                                                grad_q + (token * heads + head) * dim, heads * dim, rows, dim, end - first);
+                        BY_WIDTH(block_product_transposed)(p + first, stride, up, BLOCK * QUERY_BLOCK,
+                                                           own_grad_v + first * kv_heads * dim, kv_heads * dim, seen, dim,
+                                                           rows);
+                        BY_WIDTH(block_product_transposed)(s + first, stride, query, BLOCK * QUERY_BLOCK,
+                                                           own_grad_k + first * kv_heads * dim, kv_heads * dim, seen, dim,
+                                                           rows);
                     }
             }
         free(whole);

@@ -34,33 +34,12 @@ FOR_WIDTH INLINE void WIDE(tile)(const float *x, int64_t stride, const void *w, 
         for (int n = 0; n < registers; n++) *(lanes *)(sums + PANEL * r + LANES * n) += sum[r][n];
 }
 
-/* The sums of a tile fill 24 of AVX-512's 32 registers, and 12 of the 16 that others have. */
-#define TILE_ROWS (LANES == 16 ? 12 : 6)
-
-#define TILE_CASE(N)                                                                                                   \
-    case N:                                                                                                            \
-        WIDE(tile)(x, stride, w, depth, sums, is_bf16, N, 2);                                                          \
-        break;
+#define TILE_OF(N) WIDE(tile)(x, stride, w, depth, sums, is_bf16, N, 2)
 
 /* Two registers of the columns of up to TILE_ROWS rows. */
 FOR_WIDTH INLINE void WIDE(tile_of)(const float *x, int64_t stride, const void *w, int64_t depth, float *sums, int64_t rows,
                                     const int is_bf16) {
-    switch (rows) {
-        TILE_CASE(1)
-        TILE_CASE(2)
-        TILE_CASE(3)
-        TILE_CASE(4)
-        TILE_CASE(5)
-        TILE_CASE(6)
-#if LANES == 16
-        TILE_CASE(7)
-        TILE_CASE(8)
-        TILE_CASE(9)
-        TILE_CASE(10)
-        TILE_CASE(11)
-        TILE_CASE(12)
-#endif
-    }
+    switch (rows) { UP_TO_TILE_ROWS(TILE_OF) }
 }
 
 /* sums (rows, 32) += x (rows, depth) · w (depth, 32), in tiles of about the same number of rows. */
@@ -97,5 +76,4 @@ FOR_WIDTH static void WIDE(expand_bf16)(const bf16 *codes, int64_t depth, float 
     }
 }
 
-#undef TILE_ROWS
-#undef TILE_CASE
+#undef TILE_OF

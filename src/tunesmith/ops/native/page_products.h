@@ -65,28 +65,17 @@ FOR_WIDTH INLINE void WIDE(NAME(page_values))(const float *p, int64_t stride, co
         for (int n = 0; n < PARTS; n++) *(lanes *)(sums + r * sums_stride + LANES * n) = sum[r][n];
 }
 
-#define FOR_ROWS(CALL)                                                                                                 \
-    switch (rows) {                                                                                                    \
-        case 1: CALL(1); break;                                                                                        \
-        case 2: CALL(2); break;                                                                                        \
-        case 3: CALL(3); break;                                                                                        \
-        case 4: CALL(4); break;                                                                                        \
-        case 5: CALL(5); break;                                                                                        \
-        case 6: CALL(6); break;                                                                                        \
-    }
-
 FOR_WIDTH static void WIDE(NAME(scores_of_page))(const float *q, const CACHED *keys, const float *scales, int64_t dim,
                                                  float *scores, int64_t stride, int64_t rows) {
 #define SCORES(N) WIDE(NAME(page_scores))(q, keys, scales, dim, scores, stride, N)
-    FOR_ROWS(SCORES)
+    switch (rows) { ROWS_TO_6(SCORES) }
 #undef SCORES
 }
 
 FOR_WIDTH static void WIDE(NAME(values_of_page))(const float *p, int64_t stride, const CACHED *values, const float *scales,
                                                  int64_t width, float *sums, int64_t rows) {
 #define VALUES(N) WIDE(NAME(page_values))(p, stride, values + n, scales, width, sums + n, width, N)
-    for (int64_t n = 0; n < width; n += 16) FOR_ROWS(VALUES)
+    for (int64_t n = 0; n < width; n += 16) switch (rows) { ROWS_TO_6(VALUES) }
 #undef VALUES
 }
 
-#undef FOR_ROWS
