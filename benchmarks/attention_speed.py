@@ -19,6 +19,7 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
+from matrix_rate import rate
 from stored_result import described_machine, store
 from torch import Tensor
 from train_speed_report import machine
@@ -94,17 +95,6 @@ def step_of(documents: Documents, dtype: torch.dtype) -> Callable[[], Any]:
     return step
 
 
-def matrix_rate(dtype: torch.dtype) -> float:
-    """Operations in a second of one thread, of a product of two matrices of 1,536 × 1,536; the best of five."""
-    left, right = (torch.randn(1536, 1536).to(dtype) for _ in range(2))
-    times = []
-    for _ in range(5):
-        before = time.thread_time()
-        left @ right
-        times.append(time.thread_time() - before)
-    return float(2 * 1536**3 / min(times))
-
-
 def measured(dtype: torch.dtype) -> dict[str, dict[str, float]]:
     """Seconds of a forward and a backward pass, by case: `native` and `pytorch`."""
     steps = {name: step_of(documents, dtype) for name, documents in CASES.items()}
@@ -129,10 +119,10 @@ def table(found: dict[str, Any], date: str) -> str:
     for precision, result in found.items():
         limit = result["matrix_rate"]
         for name, seconds in result["seconds"].items():
-            rate = (1 + BACKWARD) * CASES[name].operations / seconds["native"]
+            own = (1 + BACKWARD) * CASES[name].operations / seconds["native"]
             lines.append(
                 f"| {name} | {precision} | {1e3 * seconds['native']:.1f} | {1e3 * seconds['pytorch']:.1f} | "
-                f"{seconds['pytorch'] / seconds['native']:.1f} × | {rate / 1e9:.0f} | {100 * rate / limit:.0f}% |\n"
+                f"{seconds['pytorch'] / seconds['native']:.1f} × | {own / 1e9:.0f} | {100 * own / limit:.0f}% |\n"
             )
     limits = " and ".join(f"{result['matrix_rate'] / 1e9:.0f} in {name}" for name, result in found.items())
     return (
@@ -150,7 +140,13 @@ def main() -> None:
     dtypes = {"fp32": torch.float32}
     if bf16_speedup("cpu") > 1:  # without instructions for it, nobody computes in bf16
         dtypes["bf16"] = torch.bfloat16
-    found = {name: {"matrix_rate": matrix_rate(dtype), "seconds": measured(dtype)} for name, dtype in dtypes.items()}
+    found = {
+        name: {
+            "matrix_rate": rate((1536, 1536, 1536), dtype, "cpu", clock=time.thread_time),
+            "seconds": measured(dtype),
+        }
+        for name, dtype in dtypes.items()
+    }
     store(RESULTS, {"date": date, "precisions": found}, table(found, date))
 
 

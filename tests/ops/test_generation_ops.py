@@ -1,7 +1,6 @@
 """The operations of the generation engine equal their references, and a row's bits do not depend on the other rows."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from copy import copy
 from typing import Any
 
@@ -9,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from processors import processor, threads
 from torch import Tensor
 
 from tunesmith.ops import native
@@ -36,16 +36,6 @@ def random(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Te
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed + sum(shape))).to(dtype)
 
 
-@contextmanager
-def threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
 # Packed linear layers
 
 
@@ -69,24 +59,12 @@ def test_processors_without_avx512_compute_the_same_bits(storage: str, rows: int
     weight, numbers = stored((71, 192), storage)
     x, bias = random(rows, 192, seed=1), random(71, seed=2)
     expected = packed_linear(x, weight, bias)
-    with lanes(8):
+    with processor(lanes=8):
         assert torch.equal(packed_linear(x, weight, bias), expected)
-    with lanes(4):  # without fused products, each is rounded
+    with processor(lanes=4):  # without fused products, each is rounded
         found = packed_linear(x, weight, bias)
     for each in (expected, found):
         torch.testing.assert_close(each, x @ numbers.T + bias, rtol=1e-4, atol=1e-4)
-
-
-@contextmanager
-def lanes(count: int) -> Iterator[None]:
-    """Within the block, kernels use vector registers of at most so many numbers."""
-    library = native.library()
-    assert library is not None
-    library.allow_lanes(count)
-    try:
-        yield
-    finally:
-        library.allow_lanes(16)
 
 
 @built
@@ -99,7 +77,7 @@ def test_processors_without_avx512_add_the_same_adapters_products(rank: int, out
     found = {}
     for count in (16, 8, 4):
         found[count] = torch.ones(16, outputs)
-        with lanes(count):
+        with processor(lanes=count):
             products.add(0, x, found[count])
     expected = torch.ones(16, outputs)
     products.add_reference(0, x, expected)
@@ -117,7 +95,7 @@ def test_processors_without_avx512_attend_to_the_same_bits(dtype: torch.dtype, i
     batch = [[(0, 0, 1), (1, 0, 40), (2, 0, 17)]]
     found = {}
     for count in (16, 8, 4):
-        with lanes(count):
+        with processor(lanes=count):
             found[count] = sequences.attend(sequences.cache(6, in_int8), pages, batch, scale=0.2)
     for own, narrow, plain in zip(*found.values(), strict=True):
         assert torch.equal(own, narrow)

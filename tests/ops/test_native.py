@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from processors import processor, threads
 from torch import Tensor
 
 from tunesmith.ops import native
@@ -133,20 +134,6 @@ def test_cross_entropy_equals_float64(rows: int, vocab: int, dtype: torch.dtype,
     )
 
 
-@contextmanager
-def processor(amx: bool = True, lanes: int = 16) -> Iterator[None]:
-    """Use the code for a processor without AMX, or whose registers hold that many fp32 numbers."""
-    library = native.library()
-    assert library is not None
-    library.allow_amx(amx)
-    library.allow_lanes(lanes)
-    try:
-        yield
-    finally:
-        library.allow_amx(True)
-        library.allow_lanes(16)
-
-
 @built
 @pytest.mark.parametrize(
     ("dtype", "instructions"),
@@ -197,6 +184,46 @@ def test_document_attention_equals_float64(
     floor = 1e-3 if dtype == torch.bfloat16 else 0.5
     with processor(**instructions):
         assert_close_to_float64(fast, reference, [q, k, v, *prefix], floor=floor)
+
+
+@built
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize(
+    ("lengths", "kv_heads", "groups", "window", "causal"),
+    [
+        ([700], 1, 1, None, True),  # one head of keys: the queries are split
+        ([700], 1, 3, None, False),
+        ([700], 1, 2, 50, True),  # the last parts see none of the first keys
+        ([40, 900, 3], 2, 2, None, True),  # the long one is split, the others are not
+    ],
+)
+@pytest.mark.parametrize("count", [2, 5])
+def test_threads_that_share_a_document_compute_the_same(
+    dtype: torch.dtype,
+    lengths: list[int],
+    kv_heads: int,
+    groups: int,
+    window: int | None,
+    causal: bool,
+    count: int,
+) -> None:
+    """Parts of a document add up gradients of the same keys, in an order that does not depend on which ends first."""
+    tokens = sum(lengths)
+    q, up = (random(1, tokens, kv_heads * groups, 32, dtype=dtype, seed=each).transpose(1, 2) for each in (0, 3))
+    k, v = (random(1, tokens, kv_heads, 32, dtype=dtype, seed=each).transpose(1, 2) for each in (1, 2))
+
+    def results() -> list[Tensor]:
+        inputs = [tensor.clone().requires_grad_() for tensor in (q, k, v)]
+        out = document_attention(*inputs, lengths, 0.2, window, causal=causal)
+        return [out.detach(), *torch.autograd.grad(out, inputs, up)]
+
+    with threads(1):
+        alone = results()
+    with threads(count):
+        shared, again = results(), results()
+    for one, many, repeated in zip(alone, shared, again, strict=True):
+        assert torch.equal(many, repeated)
+        torch.testing.assert_close(many, one, rtol=1e-2 if dtype == torch.bfloat16 else 1e-5, atol=1e-5)
 
 
 @built
@@ -329,18 +356,15 @@ def test_without_the_library_pytorch_computes_the_same(monkeypatch: pytest.Monke
 @built
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the process's threads from /proc")
 def test_ended_workers_are_gone_and_come_back_when_needed() -> None:
-    def threads() -> int:
+    def running() -> int:
         return len(list(Path("/proc/self/task").iterdir()))
 
-    before, numbers = torch.get_num_threads(), torch.zeros(10**6)
-    try:
-        torch.set_num_threads(3)
+    numbers = torch.zeros(10**6)
+    with threads(3):
         native.end_workers()
-        alone = threads()
+        alone = running()
         for _ in range(2):
             numbers.add_(1)
-            assert threads() == alone + 2
+            assert running() == alone + 2
             native.end_workers()
-            assert threads() == alone
-    finally:
-        torch.set_num_threads(before)
+            assert running() == alone

@@ -5,22 +5,9 @@
  * AVX-512's bf16 dot product (Intel 64 manual, TDPBF16PS): tiles of 16 pairs of rows by 16 columns, a pair's two numbers
  * side by side. Without either instruction the same tiles are computed in fp32. */
 
+#include "attention_shares.h"
+
 #define TILE 512 /* numbers in a tile of B: 32 rows, 16 columns */
-#define BLOCK 32 /* queries per block; keys are padded to a multiple of it */
-
-typedef struct {
-    int64_t kv_heads, group, dim; /* heads of keys and values; heads of queries to each; dim a multiple of 32 */
-    float scale;
-    int64_t window; /* each query attends to this many of the latest keys; 0: to all */
-    int causal;
-    float dropped; /* dropout share of the probabilities */
-    int64_t seed;
-} Shape;
-
-/* One document: the start and number of its queries and of its keys; the queries belong to the last keys. */
-typedef struct {
-    int64_t q, q_length, k, k_length;
-} Document;
 
 /* (token, head, dim) with strides in elements; dim is contiguous. */
 typedef struct {
@@ -161,19 +148,24 @@ static int has_dot_product(void) { return 0; }
 #define product_dot product_plain
 #endif
 
-/* C (32 × 32·columns) (+)= A (32 × 32·steps) · B; a step of B is `b_stride` numbers, two tiles per 32 columns. */
-static void product(const bf16 *a, int64_t a_stride, const bf16 *b, int64_t b_stride, float *c, int64_t c_stride,
-                    int64_t columns, int64_t steps, int add, int amx) {
-    const int dot = has_dot_product();
-    for (int64_t n = 0; n < columns; n++)
-        (amx   ? product_amx
-         : dot ? product_dot
-               : product_plain)(a, a_stride, b + 2 * n * TILE, b_stride, c + 32 * n, c_stride, steps, add);
+/* C (32 × 32) (+)= A (32 × 32·steps) · B. */
+typedef void (*TileProduct)(const bf16 *a, int64_t a_stride, const bf16 *b, int64_t b_stride, float *c, int64_t c_stride,
+                            int64_t steps, int add);
+
+static TileProduct fastest_product(void) {
+    return has_amx() ? product_amx : has_dot_product() ? product_dot : product_plain;
 }
 
-/* X (rows × dim) in tiles, as B: a pair is two rows. Rows past the end are zero. */
-CLONED static void tiles_of(const bf16 *x, int64_t stride, int64_t rows, int64_t filled, int64_t dim, bf16 *out) {
-    for (int64_t at = 0; at < filled; at += 2) {
+/* C (32 × 32·columns) (+)= A (32 × 32·steps) · B; a step of B is `b_stride` numbers, two tiles per 32 columns. */
+static void product(TileProduct by, const bf16 *a, int64_t a_stride, const bf16 *b, int64_t b_stride, float *c,
+                    int64_t c_stride, int64_t columns, int64_t steps, int add) {
+    for (int64_t n = 0; n < columns; n++)
+        by(a, a_stride, b + 2 * n * TILE, b_stride, c + 32 * n, c_stride, steps, add);
+}
+
+/* Rows `some` of X (rows × dim) in tiles, as B: a pair is two rows. Rows past the end are zero. */
+CLONED static void tiles_of(const bf16 *x, int64_t stride, int64_t rows, Range some, int64_t dim, bf16 *out) {
+    for (int64_t at = some.first; at < some.end; at += 2) {
         const bf16 *low = x + at * stride, *high = low + stride;
         bf16 *to = out + at / 32 * 32 * dim + at % 32 / 2 * 32;
         int64_t there = rows - at;
@@ -185,15 +177,15 @@ CLONED static void tiles_of(const bf16 *x, int64_t stride, int64_t rows, int64_t
     }
 }
 
-/* Xᵀ (dim × rows) in tiles, as B: a pair is two dims. A step of 32 dims is 32 · filled numbers. */
-CLONED static void tiles_of_transpose(const bf16 *x, int64_t stride, int64_t rows, int64_t filled, int64_t dim,
+/* Columns `some` of Xᵀ (dim × rows) in tiles, as B: a pair is two dims. A step of 32 dims is 32 · width numbers. */
+CLONED static void tiles_of_transpose(const bf16 *x, int64_t stride, int64_t rows, Range some, int64_t width, int64_t dim,
                                       bf16 *out) {
-    for (int64_t n = 0; n < filled; n++) {
+    for (int64_t n = some.first; n < some.end; n++) {
         bf16 *to = out + n / 16 * TILE + n % 16 * 2;
         for (int64_t i = 0; i < dim; i += 2) {
             uint32_t pair = 0;
             if (n < rows) memcpy(&pair, x + n * stride + i, 4);
-            memcpy(to + i / 32 * 32 * filled + i % 32 * 16, &pair, 4);
+            memcpy(to + i / 32 * 32 * width + i % 32 * 16, &pair, 4);
         }
     }
 }
@@ -205,25 +197,6 @@ CLONED static void block_of(const bf16 *x, int64_t stride, int64_t rows, int64_t
     if (turned)
         for (int64_t n = 0; n < dim; n++)
             for (int64_t i = 0; i < BLOCK; i++) turned[n * BLOCK + i] = out[i * dim + n];
-}
-
-typedef struct {
-    int64_t first, end;
-} Range;
-
-/* The keys that a query attends to. */
-INLINE Range seen_by(const Shape *shape, const Document *document, int64_t query) {
-    int64_t at = query + document->k_length - document->q_length;
-    Range range = {0, document->k_length};
-    if (shape->causal) range.end = at + 1;
-    if (shape->window && at + 1 > shape->window) range.first = at + 1 - shape->window;
-    return range;
-}
-
-/* The blocks of keys that at least one query of the block attends to. */
-INLINE Range blocks_seen(const Shape *shape, const Document *document, int64_t from, int64_t rows) {
-    Range first = seen_by(shape, document, from), last = seen_by(shape, document, from + rows - 1);
-    return (Range){first.first / BLOCK, (last.end + BLOCK - 1) / BLOCK};
 }
 
 /* Multiplies one query's row by its dropout factors. */
@@ -274,22 +247,15 @@ static bf16 *carve(char **room, int64_t bytes) {
     return (bf16 *)found;
 }
 
-static int64_t longest(const Document *documents, int64_t count) {
-    int64_t most = 0;
-    for (int64_t i = 0; i < count; i++)
-        if (documents[i].k_length > most) most = documents[i].k_length;
-    return (most + BLOCK - 1) / BLOCK * BLOCK;
-}
-
-static int64_t filled(int64_t length) { return (length + BLOCK - 1) / BLOCK * BLOCK; }
-
 /* q: (tokens, heads, dim), k, v: (tokens, kv_heads, dim), with strides; out: (tokens, heads, dim), contiguous;
  * log_sums: (tokens, heads). */
 void attention_bf16(const Shape *shape, const Document *documents, int64_t count, Rows q, Rows k, Rows v, bf16 *out,
                     float *log_sums, int threads) {
-    const int64_t dim = shape->dim, group = shape->group, heads = shape->kv_heads * group;
+    const int64_t dim = shape->dim, heads = shape->kv_heads * shape->group;
     const int64_t most = longest(documents, count);
+    const TileProduct by = fastest_product();
     const int amx = has_amx();
+    const Shares shares = shares_of(shape, documents, count, BLOCK, 0, threads);
 #pragma omp parallel num_threads(threads)
     {
         char *whole = aligned_alloc(64, (4 * most * dim + BLOCK * (6 * dim + 6 * most) + 1024) / 64 * 64);
@@ -299,38 +265,34 @@ void attention_bf16(const Shape *shape, const Document *documents, int64_t count
         float *scores = (float *)carve(&room, 4 * BLOCK * most), *sums = (float *)carve(&room, 4 * BLOCK * dim);
         TileConfig before;
         if (amx) tiles_begin(&before);
-#pragma omp for schedule(dynamic) collapse(2)
-        for (int64_t each = 0; each < count; each++)
-            for (int64_t kv = 0; kv < shape->kv_heads; kv++) {
-                const Document *document = documents + each;
-                const int64_t width = filled(document->k_length);
-                tiles_of_transpose(k.at + document->k * k.token + kv * k.head, k.token, document->k_length, width, dim,
-                                   keys);
-                tiles_of(v.at + document->k * v.token + kv * v.head, v.token, document->k_length, width, dim, values);
-                for (int64_t head = kv * group; head < (kv + 1) * group; head++)
-                    for (int64_t from = 0; from < document->q_length; from += BLOCK) {
-                        const int64_t left = document->q_length - from, rows = left < BLOCK ? left : BLOCK;
-                        const int64_t token = document->q + from;
-                        const Range blocks = blocks_seen(shape, document, from, rows);
-                        const int64_t first = blocks.first * BLOCK, end = blocks.end * BLOCK;
-                        block_of(q.at + token * q.token + head * q.head, q.token, rows, dim, block, NULL);
-                        product(block, dim, keys + first * BLOCK, BLOCK * width, scores + first, most,
-                                blocks.end - blocks.first, dim / 32, 0, amx);
-                        for (int64_t i = 0; i < rows; i++) {
-                            log_sums[(token + i) * heads + head] =
-                                softmax_row(scores + i * most, first, end, seen_by(shape, document, from + i), shape,
-                                            stream_of(shape, token + i, head));
-                            round_row(scores + i * most, first, end, p + i * most);
-                        }
-                        for (int64_t i = rows; i < BLOCK; i++) memset(p + i * most + first, 0, 2 * (end - first));
-                        product(p + first, most, values + first * dim, BLOCK * dim, sums, dim, dim / 32,
-                                blocks.end - blocks.first, 0, amx);
-                        store_rows(sums, rows, dim, out + (token * heads + head) * dim, heads * dim);
-                    }
+#pragma omp for schedule(dynamic)
+        for (int64_t each = 0; each < shares.count; each++) {
+            const Share *share = shares.each + each;
+            const Document *document = share->document;
+            const int64_t length = document->k_length, width = filled(length);
+            tiles_of_transpose(k.at + document->k * k.token + share->kv * k.head, k.token, length, share->keys, width, dim,
+                               keys);
+            tiles_of(v.at + document->k * v.token + share->kv * v.head, v.token, length, share->keys, dim, values);
+            for (int64_t number = share->numbers.first; number < share->numbers.end; number++) {
+                const Queries own = queries_of(shape, share, number, BLOCK);
+                const int64_t first = own.keys.first, end = own.keys.end, columns = (end - first) / BLOCK;
+                block_of(q.at + own.token * q.token + own.head * q.head, q.token, own.rows, dim, block, NULL);
+                product(by, block, dim, keys + first * BLOCK, BLOCK * width, scores + first, most, columns, dim / 32, 0);
+                for (int64_t i = 0; i < own.rows; i++) {
+                    log_sums[(own.token + i) * heads + own.head] =
+                        softmax_row(scores + i * most, first, end, seen_by(shape, document, own.from + i), shape,
+                                    stream_of(shape, own.token + i, own.head));
+                    round_row(scores + i * most, first, end, p + i * most);
+                }
+                for (int64_t i = own.rows; i < BLOCK; i++) memset(p + i * most + first, 0, 2 * (end - first));
+                product(by, p + first, most, values + first * dim, BLOCK * dim, sums, dim, dim / 32, columns, 0);
+                store_rows(sums, own.rows, dim, out + (own.token * heads + own.head) * dim, heads * dim);
             }
+        }
         if (amx) tiles_end(&before);
         free(whole);
     }
+    free_shares(shares);
 }
 
 /* For one query: recomputes its probabilities, and overwrites dP with the scores' gradient
@@ -373,9 +335,11 @@ CLONED static void store_turned(const float *x, int64_t stride, int64_t rows, in
  * (tokens, kv_heads, dim) are contiguous. */
 void attention_backward_bf16(const Shape *shape, const Document *documents, int64_t count, Rows q, Rows k, Rows v,
                              const float *log_sums, Rows grad, bf16 *grad_q, bf16 *grad_k, bf16 *grad_v, int threads) {
-    const int64_t dim = shape->dim, group = shape->group, heads = shape->kv_heads * group;
+    const int64_t dim = shape->dim, heads = shape->kv_heads * shape->group;
     const int64_t most = longest(documents, count);
+    const TileProduct by = fastest_product();
     const int amx = has_amx();
+    const Shares shares = shares_of(shape, documents, count, BLOCK, 2 * dim, threads);
 #pragma omp parallel num_threads(threads)
     {
         char *whole = aligned_alloc(64, (14 * most * dim + BLOCK * (14 * most + 12 * dim) + 2048) / 64 * 64);
@@ -391,61 +355,68 @@ void attention_backward_bf16(const Shape *shape, const Document *documents, int6
         float *sums = (float *)carve(&room, 4 * BLOCK * dim);
         TileConfig before;
         if (amx) tiles_begin(&before);
-#pragma omp for schedule(dynamic) collapse(2)
-        for (int64_t each = 0; each < count; each++)
-            for (int64_t kv = 0; kv < shape->kv_heads; kv++) {
-                const Document *document = documents + each;
-                const int64_t length = document->k_length, width = filled(length);
-                const bf16 *own_k = k.at + document->k * k.token + kv * k.head;
-                const bf16 *own_v = v.at + document->k * v.token + kv * v.head;
-                tiles_of_transpose(own_k, k.token, length, width, dim, turned_keys);
-                tiles_of(own_k, k.token, length, width, dim, keys);
-                tiles_of_transpose(own_v, v.token, length, width, dim, turned_values);
-                memset(sum_k, 0, 4 * width * dim);
-                memset(sum_v, 0, 4 * width * dim);
-                for (int64_t head = kv * group; head < (kv + 1) * group; head++)
-                    for (int64_t from = 0; from < document->q_length; from += BLOCK) {
-                        const int64_t left = document->q_length - from, rows = left < BLOCK ? left : BLOCK;
-                        const int64_t token = document->q + from;
-                        const Range blocks = blocks_seen(shape, document, from, rows);
-                        const int64_t first = blocks.first * BLOCK, end = blocks.end * BLOCK;
-                        const int64_t columns = blocks.end - blocks.first;
-                        block_of(q.at + token * q.token + head * q.head, q.token, rows, dim, query, turned_query);
-                        block_of(grad.at + token * grad.token + head * grad.head, grad.token, rows, dim, up, turned_up);
-                        product(query, dim, turned_keys + first * BLOCK, BLOCK * width, p + first, most, columns,
-                                dim / 32, 0, amx);
-                        product(up, dim, turned_values + first * BLOCK, BLOCK * width, s + first, most, columns,
-                                dim / 32, 0, amx);
-                        for (int64_t i = 0; i < rows; i++)
-                            softmax_row_backward(p + i * most, s + i * most, first, end,
-                                                 seen_by(shape, document, from + i), shape,
-                                                 stream_of(shape, token + i, head),
-                                                 log_sums[(token + i) * heads + head]);
-                        for (int64_t i = rows; i < BLOCK; i++) {
-                            memset(p + i * most + first, 0, 4 * (end - first));
-                            memset(s + i * most + first, 0, 4 * (end - first));
-                        }
-                        for (int64_t i = 0; i < BLOCK; i += 2) {
-                            pair_of_rows(p + i * most, p + (i + 1) * most, first, end, p_tiles + 16 * i);
-                            pair_of_rows(s + i * most, s + (i + 1) * most, first, end, s_tiles + 16 * i);
-                            round_row(s + i * most, first, end, s_rows + i * most);
-                            round_row(s + (i + 1) * most, first, end, s_rows + (i + 1) * most);
-                        }
-                        product(s_rows + first, most, keys + first * dim, BLOCK * dim, sums, dim, dim / 32, columns, 0,
-                                amx);
-                        store_rows(sums, rows, dim, grad_q + (token * heads + head) * dim, heads * dim);
-                        for (int64_t n = 0; n < dim; n += 32) {
-                            product(turned_up + n * BLOCK, BLOCK, p_tiles + first * BLOCK, 0,
-                                    sum_v + n * width + first, width, columns, 1, 1, amx);
-                            product(turned_query + n * BLOCK, BLOCK, s_tiles + first * BLOCK, 0,
-                                    sum_k + n * width + first, width, columns, 1, 1, amx);
-                        }
-                    }
-                const int64_t place = (document->k * shape->kv_heads + kv) * dim;
-                store_turned(sum_k, width, length, dim, grad_k + place, shape->kv_heads * dim);
-                store_turned(sum_v, width, length, dim, grad_v + place, shape->kv_heads * dim);
+#pragma omp for ordered schedule(dynamic)
+        for (int64_t each = 0; each < shares.count; each++) {
+            const Share *share = shares.each + each;
+            const Document *document = share->document;
+            const int64_t length = document->k_length, width = filled(length);
+            const bf16 *own_k = k.at + document->k * k.token + share->kv * k.head;
+            const bf16 *own_v = v.at + document->k * v.token + share->kv * v.head;
+            tiles_of_transpose(own_k, k.token, length, share->keys, width, dim, turned_keys);
+            tiles_of(own_k, k.token, length, share->keys, dim, keys);
+            tiles_of_transpose(own_v, v.token, length, share->keys, width, dim, turned_values);
+            memset(sum_k, 0, 4 * width * dim);
+            memset(sum_v, 0, 4 * width * dim);
+            for (int64_t number = share->numbers.first; number < share->numbers.end; number++) {
+                const Queries own = queries_of(shape, share, number, BLOCK);
+                const int64_t first = own.keys.first, end = own.keys.end, columns = (end - first) / BLOCK;
+                block_of(q.at + own.token * q.token + own.head * q.head, q.token, own.rows, dim, query, turned_query);
+                block_of(grad.at + own.token * grad.token + own.head * grad.head, grad.token, own.rows, dim, up,
+                         turned_up);
+                product(by, query, dim, turned_keys + first * BLOCK, BLOCK * width, p + first, most, columns, dim / 32, 0);
+                product(by, up, dim, turned_values + first * BLOCK, BLOCK * width, s + first, most, columns, dim / 32, 0);
+                for (int64_t i = 0; i < own.rows; i++)
+                    softmax_row_backward(p + i * most, s + i * most, first, end, seen_by(shape, document, own.from + i),
+                                         shape, stream_of(shape, own.token + i, own.head),
+                                         log_sums[(own.token + i) * heads + own.head]);
+                for (int64_t i = own.rows; i < BLOCK; i++) {
+                    memset(p + i * most + first, 0, 4 * (end - first));
+                    memset(s + i * most + first, 0, 4 * (end - first));
+                }
+                for (int64_t i = 0; i < BLOCK; i += 2) {
+                    pair_of_rows(p + i * most, p + (i + 1) * most, first, end, p_tiles + 16 * i);
+                    pair_of_rows(s + i * most, s + (i + 1) * most, first, end, s_tiles + 16 * i);
+                    round_row(s + i * most, first, end, s_rows + i * most);
+                    round_row(s + (i + 1) * most, first, end, s_rows + (i + 1) * most);
+                }
+                product(by, s_rows + first, most, keys + first * dim, BLOCK * dim, sums, dim, dim / 32, columns, 0);
+                store_rows(sums, own.rows, dim, grad_q + (own.token * heads + own.head) * dim, heads * dim);
+                for (int64_t n = 0; n < dim; n += 32) {
+                    product(by, turned_up + n * BLOCK, BLOCK, p_tiles + first * BLOCK, 0, sum_v + n * width + first, width,
+                            columns, 1, 1);
+                    product(by, turned_query + n * BLOCK, BLOCK, s_tiles + first * BLOCK, 0, sum_k + n * width + first,
+                            width, columns, 1, 1);
+                }
             }
+            const int64_t place = (document->k * shape->kv_heads + share->kv) * dim;
+            const float *whole_k = sum_k, *whole_v = sum_v;
+            if (share->sums) {
+                float *all_k = share->sums, *all_v = share->sums + width * dim;
+                const int64_t first = share->keys.first, some = share->keys.end - first;
+#pragma omp ordered
+                {
+                    add_block(sum_k + first, width, dim, some, all_k + first, width);
+                    add_block(sum_v + first, width, dim, some, all_v + first, width);
+                }
+                whole_k = all_k, whole_v = all_v;
+            }
+            if (share->part == share->parts - 1) { /* the last to add */
+                store_turned(whole_k, width, length, dim, grad_k + place, shape->kv_heads * dim);
+                store_turned(whole_v, width, length, dim, grad_v + place, shape->kv_heads * dim);
+            }
+        }
         if (amx) tiles_end(&before);
         free(whole);
     }
+    free_shares(shares);
 }

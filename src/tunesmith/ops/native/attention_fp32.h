@@ -15,20 +15,46 @@ typedef struct {
     int64_t token, head;
 } RowsFp32;
 
-/* X (rows × dim) in panels; rows past the end are zero. */
-CLONED static void panels_of_rows(const float *x, int64_t stride, int64_t rows, int64_t filled, int64_t dim, float *out) {
-    for (int64_t n = 0; n < dim; n += BLOCK)
-        for (int64_t i = 0; i < filled; i++)
-            for (int64_t j = 0; j < BLOCK; j++) out[n * filled + BLOCK * i + j] = i < rows ? x[i * stride + n + j] : 0.0f;
+/* 4 × 4 numbers, transposed. */
+INLINE void transpose_4(const float *x, int64_t stride, float *out, int64_t out_stride) {
+#ifdef __clang__
+#define MIX(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+    typedef int32_t places __attribute__((vector_size(16)));
+#define MIX(a, b, ...) __builtin_shuffle(a, b, (places){__VA_ARGS__})
+#endif
+    const lanes_4 a = *(const lanes_4 *)x, b = *(const lanes_4 *)(x + stride);
+    const lanes_4 c = *(const lanes_4 *)(x + 2 * stride), d = *(const lanes_4 *)(x + 3 * stride);
+    const lanes_4 ab = MIX(a, b, 0, 4, 1, 5), cd = MIX(c, d, 0, 4, 1, 5);
+    const lanes_4 ab_2 = MIX(a, b, 2, 6, 3, 7), cd_2 = MIX(c, d, 2, 6, 3, 7);
+    *(lanes_4 *)out = MIX(ab, cd, 0, 1, 4, 5);
+    *(lanes_4 *)(out + out_stride) = MIX(ab, cd, 2, 3, 6, 7);
+    *(lanes_4 *)(out + 2 * out_stride) = MIX(ab_2, cd_2, 0, 1, 4, 5);
+    *(lanes_4 *)(out + 3 * out_stride) = MIX(ab_2, cd_2, 2, 3, 6, 7);
+#undef MIX
 }
 
-/* Xᵀ (dim × rows) in panels. */
-CLONED static void panels_of_columns(const float *x, int64_t stride, int64_t rows, int64_t filled, int64_t dim,
-                                     float *out) {
-    for (int64_t i = 0; i < filled; i++) {
-        float *to = out + i / BLOCK * BLOCK * dim + i % BLOCK;
-        for (int64_t n = 0; n < dim; n++) to[BLOCK * n] = i < rows ? x[i * stride + n] : 0.0f;
-    }
+/* Rows `some` of X (rows × dim) in panels, whose depth is `width`; rows past the end are zero. */
+CLONED static void panels_of_rows(const float *x, int64_t stride, int64_t rows, Range some, int64_t width, int64_t dim,
+                                  float *out) {
+    for (int64_t n = 0; n < dim; n += BLOCK)
+        for (int64_t i = some.first; i < some.end; i++)
+            for (int64_t j = 0; j < BLOCK; j++) out[n * width + BLOCK * i + j] = i < rows ? x[i * stride + n + j] : 0.0f;
+}
+
+/* Columns `some` of Xᵀ (dim × rows) in panels. */
+CLONED static void panels_of_columns(const float *x, int64_t stride, int64_t rows, Range some, int64_t dim, float *out) {
+    int64_t i = some.first;
+    for (; i + 4 <= (some.end < rows ? some.end : rows); i += 4)
+        for (int64_t n = 0; n < dim; n += 4)
+            transpose_4(x + i * stride + n, stride, out + i / BLOCK * BLOCK * dim + i % BLOCK + BLOCK * n, BLOCK);
+    for (; i < some.end; i++)
+        for (int64_t n = 0; n < dim; n++)
+            out[i / BLOCK * BLOCK * dim + i % BLOCK + BLOCK * n] = i < rows ? x[i * stride + n] : 0.0f;
+}
+
+CLONED static void clear_rows(float *x, int64_t stride, int64_t rows, int64_t dim) {
+    for (int64_t i = 0; i < rows; i++) memset(x + i * stride, 0, sizeof(float) * dim);
 }
 
 static float *carve_floats(char **room, int64_t count) { return (float *)carve(room, sizeof(float) * count); }
@@ -36,101 +62,115 @@ static float *carve_floats(char **room, int64_t count) { return (float *)carve(r
 /* As attention_bf16. */
 void attention_fp32(const Shape *shape, const Document *documents, int64_t count, RowsFp32 q, RowsFp32 k, RowsFp32 v,
                     float *out, float *log_sums, int threads) {
-    const int64_t dim = shape->dim, group = shape->group, heads = shape->kv_heads * group;
+    const int64_t dim = shape->dim, heads = shape->kv_heads * shape->group;
     const int64_t most = longest(documents, count), stride = most + PAST;
+    const Shares shares = shares_of(shape, documents, count, QUERY_BLOCK, 0, threads);
 #pragma omp parallel num_threads(threads)
     {
         char *whole = aligned_alloc(64, (sizeof(float) * (2 * most * dim + QUERY_BLOCK * stride) + 256) / 64 * 64);
         char *room = whole;
         float *keys = carve_floats(&room, most * dim), *values = carve_floats(&room, most * dim);
         float *p = carve_floats(&room, QUERY_BLOCK * stride);
-#pragma omp for schedule(dynamic) collapse(2)
-        for (int64_t each = 0; each < count; each++)
-            for (int64_t kv = 0; kv < shape->kv_heads; kv++) {
-                const Document *document = documents + each;
-                const int64_t width = filled(document->k_length);
-                panels_of_columns(k.at + document->k * k.token + kv * k.head, k.token, document->k_length, width, dim, keys);
-                panels_of_rows(v.at + document->k * v.token + kv * v.head, v.token, document->k_length, width, dim, values);
-                for (int64_t head = kv * group; head < (kv + 1) * group; head++)
-                    for (int64_t from = 0; from < document->q_length; from += QUERY_BLOCK) {
-                        const int64_t left = document->q_length - from, rows = left < QUERY_BLOCK ? left : QUERY_BLOCK;
-                        const int64_t token = document->q + from;
-                        const Range blocks = blocks_seen(shape, document, from, rows);
-                        const int64_t first = blocks.first * BLOCK, end = blocks.end * BLOCK;
-                        BY_WIDTH(block_product)(q.at + token * q.token + head * q.head, q.token, keys + first * dim,
-                                                BLOCK * dim, p + first, stride, rows, end - first, dim);
-                        for (int64_t i = 0; i < rows; i++)
-                            log_sums[(token + i) * heads + head] =
-                                softmax_row(p + i * stride, first, end, seen_by(shape, document, from + i), shape,
-                                            stream_of(shape, token + i, head));
-                        BY_WIDTH(block_product)(p + first, stride, values + first * BLOCK, BLOCK * width,
-                                                out + (token * heads + head) * dim, heads * dim, rows, dim, end - first);
-                    }
+#pragma omp for schedule(dynamic)
+        for (int64_t each = 0; each < shares.count; each++) {
+            const Share *share = shares.each + each;
+            const Document *document = share->document;
+            const int64_t length = document->k_length, width = filled(length);
+            panels_of_columns(k.at + document->k * k.token + share->kv * k.head, k.token, length, share->keys, dim, keys);
+            panels_of_rows(v.at + document->k * v.token + share->kv * v.head, v.token, length, share->keys, width, dim,
+                           values);
+            for (int64_t number = share->numbers.first; number < share->numbers.end; number++) {
+                const Queries own = queries_of(shape, share, number, QUERY_BLOCK);
+                const int64_t first = own.keys.first, end = own.keys.end;
+                BY_WIDTH(block_product)(q.at + own.token * q.token + own.head * q.head, q.token, keys + first * dim,
+                                        BLOCK * dim, p + first, stride, own.rows, end - first, dim);
+                for (int64_t i = 0; i < own.rows; i++)
+                    log_sums[(own.token + i) * heads + own.head] =
+                        softmax_row(p + i * stride, first, end, seen_by(shape, document, own.from + i), shape,
+                                    stream_of(shape, own.token + i, own.head));
+                BY_WIDTH(block_product)(p + first, stride, values + first * BLOCK, BLOCK * width,
+                                        out + (own.token * heads + own.head) * dim, heads * dim, own.rows, dim,
+                                        end - first);
             }
+        }
         free(whole);
     }
+    free_shares(shares);
 }
 
 /* As attention_backward_bf16. */
 void attention_backward_fp32(const Shape *shape, const Document *documents, int64_t count, RowsFp32 q, RowsFp32 k,
                              RowsFp32 v, const float *log_sums, RowsFp32 grad, float *grad_q, float *grad_k,
                              float *grad_v, int threads) {
-    const int64_t dim = shape->dim, group = shape->group, kv_heads = shape->kv_heads, heads = kv_heads * group;
+    const int64_t dim = shape->dim, kv_heads = shape->kv_heads, heads = kv_heads * shape->group;
     const int64_t most = longest(documents, count), stride = most + PAST;
+    const Shares shares = shares_of(shape, documents, count, QUERY_BLOCK, 0, threads);
 #pragma omp parallel num_threads(threads)
     {
         char *whole = aligned_alloc(
-            64, (sizeof(float) * (3 * most * dim + 2 * QUERY_BLOCK * (dim + stride)) + 512) / 64 * 64);
+            64, (sizeof(float) * (5 * most * dim + 2 * QUERY_BLOCK * (dim + stride)) + 640) / 64 * 64);
         char *room = whole;
         float *turned_keys = carve_floats(&room, most * dim), *keys = carve_floats(&room, most * dim);
         float *turned_values = carve_floats(&room, most * dim);
         float *query = carve_floats(&room, QUERY_BLOCK * dim), *up = carve_floats(&room, QUERY_BLOCK * dim);
         float *p = carve_floats(&room, QUERY_BLOCK * stride), *s = carve_floats(&room, QUERY_BLOCK * stride);
-#pragma omp for schedule(dynamic) collapse(2)
-        for (int64_t each = 0; each < count; each++)
-            for (int64_t kv = 0; kv < kv_heads; kv++) {
-                const Document *document = documents + each;
-                const int64_t length = document->k_length, width = filled(length);
-                const float *own_k = k.at + document->k * k.token + kv * k.head;
-                float *own_grad_k = grad_k + (document->k * kv_heads + kv) * dim;
-                float *own_grad_v = grad_v + (document->k * kv_heads + kv) * dim;
-                panels_of_columns(own_k, k.token, length, width, dim, turned_keys);
-                panels_of_rows(own_k, k.token, length, width, dim, keys);
-                panels_of_columns(v.at + document->k * v.token + kv * v.head, v.token, length, width, dim, turned_values);
-                for (int64_t i = 0; i < length; i++) {
-                    memset(own_grad_k + i * kv_heads * dim, 0, sizeof(float) * dim);
-                    memset(own_grad_v + i * kv_heads * dim, 0, sizeof(float) * dim);
-                }
-                for (int64_t head = kv * group; head < (kv + 1) * group; head++)
-                    for (int64_t from = 0; from < document->q_length; from += QUERY_BLOCK) {
-                        const int64_t left = document->q_length - from, rows = left < QUERY_BLOCK ? left : QUERY_BLOCK;
-                        const int64_t token = document->q + from;
-                        const Range blocks = blocks_seen(shape, document, from, rows);
-                        const int64_t first = blocks.first * BLOCK, end = blocks.end * BLOCK;
-                        const int64_t seen = (end < length ? end : length) - first;
-                        const float *own_q = q.at + token * q.token + head * q.head;
-                        const float *own_grad = grad.at + token * grad.token + head * grad.head;
-                        panels_of_rows(own_q, q.token, rows, QUERY_BLOCK, dim, query);
-                        panels_of_rows(own_grad, grad.token, rows, QUERY_BLOCK, dim, up);
-                        BY_WIDTH(block_product)(own_q, q.token, turned_keys + first * dim, BLOCK * dim, p + first, stride,
-                                                rows, end - first, dim);
-                        BY_WIDTH(block_product)(own_grad, grad.token, turned_values + first * dim, BLOCK * dim, s + first,
-                                                stride, rows, end - first, dim);
-                        for (int64_t i = 0; i < rows; i++)
-                            softmax_row_backward(p + i * stride, s + i * stride, first, end,
-                                                 seen_by(shape, document, from + i), shape,
-                                                 stream_of(shape, token + i, head),
-                                                 log_sums[(token + i) * heads + head]);
-                        BY_WIDTH(block_product)(s + first, stride, keys + first * BLOCK, BLOCK * width,
-                                                grad_q + (token * heads + head) * dim, heads * dim, rows, dim, end - first);
-                        BY_WIDTH(block_product_transposed)(p + first, stride, up, BLOCK * QUERY_BLOCK,
-                                                           own_grad_v + first * kv_heads * dim, kv_heads * dim, seen, dim,
-                                                           rows);
-                        BY_WIDTH(block_product_transposed)(s + first, stride, query, BLOCK * QUERY_BLOCK,
-                                                           own_grad_k + first * kv_heads * dim, kv_heads * dim, seen, dim,
-                                                           rows);
-                    }
+        float *part_k = carve_floats(&room, most * dim), *part_v = carve_floats(&room, most * dim);
+#pragma omp for ordered schedule(dynamic)
+        for (int64_t each = 0; each < shares.count; each++) {
+            const Share *share = shares.each + each;
+            const Document *document = share->document;
+            const int64_t length = document->k_length, width = filled(length);
+            const float *own_k = k.at + document->k * k.token + share->kv * k.head;
+            const float *own_v = v.at + document->k * v.token + share->kv * v.head;
+            float *own_grad_k = grad_k + (document->k * kv_heads + share->kv) * dim;
+            float *own_grad_v = grad_v + (document->k * kv_heads + share->kv) * dim;
+            float *sum_k = share->parts > 1 ? part_k : own_grad_k, *sum_v = share->parts > 1 ? part_v : own_grad_v;
+            const int64_t next = share->parts > 1 ? dim : kv_heads * dim; /* from a key's sums to the next one's */
+            const Range all = {0, QUERY_BLOCK};
+            panels_of_columns(own_k, k.token, length, share->keys, dim, turned_keys);
+            panels_of_rows(own_k, k.token, length, share->keys, width, dim, keys);
+            panels_of_columns(own_v, v.token, length, share->keys, dim, turned_values);
+            clear_rows(sum_k, next, length, dim);
+            clear_rows(sum_v, next, length, dim);
+            for (int64_t number = share->numbers.first; number < share->numbers.end; number++) {
+                const Queries own = queries_of(shape, share, number, QUERY_BLOCK);
+                const int64_t first = own.keys.first, end = own.keys.end, seen = (end < length ? end : length) - first;
+                const float *own_q = q.at + own.token * q.token + own.head * q.head;
+                const float *own_grad = grad.at + own.token * grad.token + own.head * grad.head;
+                panels_of_rows(own_q, q.token, own.rows, all, QUERY_BLOCK, dim, query);
+                panels_of_rows(own_grad, grad.token, own.rows, all, QUERY_BLOCK, dim, up);
+                BY_WIDTH(block_product)(own_q, q.token, turned_keys + first * dim, BLOCK * dim, p + first, stride,
+                                        own.rows, end - first, dim);
+                BY_WIDTH(block_product)(own_grad, grad.token, turned_values + first * dim, BLOCK * dim, s + first, stride,
+                                        own.rows, end - first, dim);
+                for (int64_t i = 0; i < own.rows; i++)
+                    softmax_row_backward(p + i * stride, s + i * stride, first, end,
+                                         seen_by(shape, document, own.from + i), shape,
+                                         stream_of(shape, own.token + i, own.head),
+                                         log_sums[(own.token + i) * heads + own.head]);
+                BY_WIDTH(block_product)(s + first, stride, keys + first * BLOCK, BLOCK * width,
+                                        grad_q + (own.token * heads + own.head) * dim, heads * dim, own.rows, dim,
+                                        end - first);
+                BY_WIDTH(block_product_transposed)(p + first, stride, up, BLOCK * QUERY_BLOCK, sum_v + first * next, next,
+                                                   seen, dim, own.rows);
+                BY_WIDTH(block_product_transposed)(s + first, stride, query, BLOCK * QUERY_BLOCK, sum_k + first * next,
+                                                   next, seen, dim, own.rows);
             }
+            if (share->parts > 1) {
+                const int64_t row = kv_heads * dim, first = share->keys.first;
+                const int64_t seen = (share->keys.end < length ? share->keys.end : length) - first;
+#pragma omp ordered
+                {
+                    if (share->part == 0) {
+                        clear_rows(own_grad_k, row, length, dim);
+                        clear_rows(own_grad_v, row, length, dim);
+                    }
+                    add_block(sum_k + first * dim, dim, seen, dim, own_grad_k + first * row, row);
+                    add_block(sum_v + first * dim, dim, seen, dim, own_grad_v + first * row, row);
+                }
+            }
+        }
         free(whole);
     }
+    free_shares(shares);
 }
