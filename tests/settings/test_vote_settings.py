@@ -66,6 +66,7 @@ def test_two_models_answer_evenly_spaced_rows(two: tuple[Scripted, Scripted]) ->
     assert {row["models"]["chosen"] for row in rows} <= {url.url.split("//")[1].replace("/v1#", "/") for url in two}
     assert [row["tie"] for row in rows] == [False, False, True]
     assert "--rows 0 is not a number of rows" in vote(two[0].url, two[1].url, "--rows", 0, code=2)
+    assert "Name files with --data rows.jsonl." in vote(two[0].url, two[1].url, "--rows", "rows.jsonl", code=2)
     vote(two[0].url, two[1].url, "--data", "rows.jsonl", "--rows", "all", keys="1" * 9)
     assert {row["source"] for row in votes()} == {f"rows.jsonl row {number}" for number in range(1, 13)}
 

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from tunesmith.cli.prompt import PromptFile, prompt_of
 from tunesmith.cli.quick import quick_imports
-from tunesmith.errors import UserError
+from tunesmith.cli.row_count import row_count
 
 NOT_PASSED = 3
 """The exit code if a gate is not passed."""
@@ -93,7 +93,7 @@ def evaluate(
 ) -> None:
     """Evaluate models side by side: loss, metrics, suites, samples, each with its uncertainty; a run alone beside its
     base."""
-    most = _rows(rows)
+    most = row_count(rows)
     with quick_imports():
         import tunesmith.evaluation.compare as comparison
         from tunesmith.evaluation.opening import BASE, run_alone
@@ -152,12 +152,3 @@ def evaluate(
             console.print(f"Written to {written[0]} and {written[1]}", soft_wrap=True)
     if result["gate"] is not None and not result["gate"]["passed"]:
         raise typer.Exit(NOT_PASSED)
-
-
-def _rows(text: str) -> int | None:
-    """The number of rows; None for all."""
-    if text == "all":
-        return None
-    if not text.isdecimal():
-        raise UserError(f"--rows {text} is not a number of rows. Use a number, or all.")
-    return int(text)

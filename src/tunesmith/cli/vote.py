@@ -9,7 +9,7 @@ from rich.console import Console
 
 from tunesmith.cli.pressed_keys import KeyPrompt, pressed_keys, user_name
 from tunesmith.cli.quick import quick_imports
-from tunesmith.errors import UserError
+from tunesmith.cli.row_count import row_count
 
 if TYPE_CHECKING:
     from tunesmith.voting.vote import Shown
@@ -36,8 +36,7 @@ def vote(
 ) -> None:
     """Say which of two models' answers is better, without knowing whose they are: one key a pair. The votes are rows to
     train on (`objective: {kind: dpo}`). The same command continues where it was left."""
-    if rows != "all" and not (rows.isdecimal() and int(rows)):
-        raise UserError(f"--rows {rows} is not a number of rows. Use a number, or all.")
+    most = row_count(rows, least=1)
     with quick_imports():
         import tunesmith.voting.vote
         from tunesmith.report.progress import Progress
@@ -54,7 +53,7 @@ def vote(
 
         voted = tunesmith.voting.vote.vote(
             models, ask, output, voter=who, data=data,
-            rows=None if rows == "all" else int(rows), seed=seed, max_new_tokens=max_new_tokens,
+            rows=most, seed=seed, max_new_tokens=max_new_tokens,
             repetition_penalty=repetition_penalty, concurrent=concurrent, cache=cache, subscribers=[progress],
         )  # fmt: skip
     console.print()

@@ -173,12 +173,12 @@ def _about_groups(result: Mapping[str, Any]) -> Text:
     if several:
         text.append("No vote compares models of different groups, so their points cannot be compared.\n", style=WARNING)
     text.append(
-        f"{result['votes']:,} votes. 0 points is the mean of {'a group' if several else 'these models'}; with 100 "
-        "more, a model is preferred in 64% of the votes that are no ties. A place is a range where the votes do not "
-        "show which model is better."
+        f"{result['votes']:,} vote{'' if result['votes'] == 1 else 's'}. 0 points is the mean of "
+        f"{'a group' if several else 'these models'}; with 100 more, a model is preferred in 64% of the votes that are "
+        "no ties. A place is a range where the votes do not show which model is better."
     )
     if result["repeated"]:
-        text.append(f" {result['repeated']:,} earlier votes on the same answers do not count.")
+        text.append(f" Earlier votes on the same answers do not count: {result['repeated']:,}.")
     return text
 
 

@@ -1,0 +1,26 @@
+"""How many rows a command reads: a number, or all."""
+
+from pathlib import Path
+
+from tunesmith.errors import UserError
+
+
+def row_count(text: str, least: int = 0) -> int | None:
+    """Read an option `--rows`.
+
+    Args:
+        text: what the option was given.
+        least: the smallest number that is allowed.
+
+    Returns:
+        The number of rows; None for all.
+
+    Raises:
+        UserError: it is neither such a number nor `all`.
+    """
+    if text == "all":
+        return None
+    if text.isdecimal() and int(text) >= least:
+        return int(text)
+    use = f"Name files with --data {text}." if Path(text).is_file() else "Use a number, or all."
+    raise UserError(f"--rows {text} is not a number of rows. {use}")
