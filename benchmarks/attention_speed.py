@@ -2,10 +2,10 @@
 
     python benchmarks/attention_speed.py     # a minute; writes results/attention_speed.json, .md
 
-One thread. PyTorch's kernel runs as it does without a compiler (`TUNESMITH_NATIVE=0`): on documents of the same padded
-length in one batch. Processor time, the median over rounds in which all settings take turns: what else runs on the
-machine has a smaller effect on it. The rate counts only the products of queries with keys that they see; beside it is
-that of a product of two large matrices.
+One thread, and one document on all threads. PyTorch's kernel runs as it does without a compiler (`TUNESMITH_NATIVE=0`):
+on documents of the same padded length in one batch. Processor time, the median over rounds in which all settings take
+turns: what else runs on the machine has a smaller effect on it. The rate counts only the products of queries with keys
+that they see; beside it is that of a product of two large matrices.
 """
 
 import time
@@ -71,6 +71,9 @@ CASES = {
     "a document of 2,048 tokens, 12 heads of 64": Documents(12, 12, 64, [2048], []),
 }
 
+SHARED = "a document of 2,048 tokens, 8 heads of 64 and one head of keys"
+"""What all threads share."""
+
 
 def step_of(documents: Documents, dtype: torch.dtype) -> Callable[[], Any]:
     """A forward and a backward pass on random numbers."""
@@ -113,24 +116,44 @@ def measured(dtype: torch.dtype) -> dict[str, dict[str, float]]:
     return {name: {way: median(each) for way, each in ways.items()} for name, ways in times.items()}
 
 
+def shared_seconds(dtype: torch.dtype) -> dict[str, float]:
+    """Of `SHARED` by the clock on the wall, the median: on one thread, and on all."""
+    step, seconds = step_of(Documents(8, 1, 64, [2048], []), dtype), {}
+    for way, threads in (("one", 1), ("all", machine()["cores"])):
+        torch.set_num_threads(threads)
+        times = []
+        for _ in range(ROUNDS + 1):
+            before = time.perf_counter()
+            step()
+            times.append(time.perf_counter() - before)
+        seconds[way] = median(times[1:])
+    torch.set_num_threads(1)
+    return seconds
+
+
 def table(found: dict[str, Any], date: str) -> str:
     """As Markdown."""
     lines = []
     for precision, result in found.items():
         limit = result["matrix_rate"]
         for name, seconds in result["seconds"].items():
-            own = (1 + BACKWARD) * CASES[name].operations / seconds["native"]
+            reached = (1 + BACKWARD) * CASES[name].operations / seconds["native"]
             lines.append(
                 f"| {name} | {precision} | {1e3 * seconds['native']:.1f} | {1e3 * seconds['pytorch']:.1f} | "
-                f"{seconds['pytorch'] / seconds['native']:.1f} × | {own / 1e9:.0f} | {100 * own / limit:.0f}% |\n"
+                f"{seconds['pytorch'] / seconds['native']:.1f} × | {reached / 1e9:.0f} | "
+                f"{100 * reached / limit:.0f}% |\n"
             )
+    shared = " and ".join(
+        f"{1e3 * result['shared']['all']:.1f} ms in {name} instead of {1e3 * result['shared']['one']:.1f} on one"
+        for name, result in found.items()
+    )
     limits = " and ".join(f"{result['matrix_rate'] / 1e9:.0f} in {name}" for name, result in found.items())
     return (
         f"Causal attention, forward and backward, one thread on {described_machine(machine())}, torch "
         f"{torch.__version__}, {date}; medians of {ROUNDS} rounds. Large products of matrices run at {limits}, in "
         "GFLOP/s.\n\n"
         "| documents | precision | ms | PyTorch's kernel, ms | faster | GFLOP/s | of large products |\n"
-        "|---|---|---:|---:|---:|---:|---:|\n" + "".join(lines)
+        "|---|---|---:|---:|---:|---:|---:|\n" + "".join(lines) + f"\nOn all threads, {SHARED} takes {shared}.\n"
     )
 
 
@@ -144,6 +167,7 @@ def main() -> None:
         name: {
             "matrix_rate": rate((1536, 1536, 1536), dtype, "cpu", clock=time.thread_time),
             "seconds": measured(dtype),
+            "shared": shared_seconds(dtype),
         }
         for name, dtype in dtypes.items()
     }

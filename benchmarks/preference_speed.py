@@ -275,7 +275,7 @@ def main() -> None:
     parser.add_argument("--resume", action="store_true", help="resume the newest run")
     parser.add_argument("--python", type=Path, default=OUR_PYTHON, help="the Python with Tunesmith installed")
     options = parser.parse_args()
-    options.python = options.python.absolute()  # processes run in other directories; a link would lead out of it
+    options.python = options.python.absolute()  # not resolve(): an environment's Python is a link out of it
     if options.steps < 4:
         parser.error("--steps: at least 4, because the first two are warmup")
     run = newest_run() if options.resume else start_run(options)

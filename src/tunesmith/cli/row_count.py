@@ -1,5 +1,6 @@
 """How many rows a command reads: a number, or all."""
 
+from contextlib import suppress
 from pathlib import Path
 
 from tunesmith.errors import UserError
@@ -22,5 +23,7 @@ def row_count(text: str, least: int = 0) -> int | None:
         return None
     if text.isdecimal() and int(text) >= least:
         return int(text)
-    use = f"Name files with --data {text}." if Path(text).is_file() else "Use a number, or all."
-    raise UserError(f"--rows {text} is not a number of rows. {use}")
+    with suppress(OSError):  # a long text, or a directory that cannot be read
+        if Path(text).is_file():
+            raise UserError(f"--rows {text} is not a number of rows. Name files with --data {text}.")
+    raise UserError(f"--rows {text} is not a number of rows. Use a number, or all.")

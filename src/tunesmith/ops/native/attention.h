@@ -255,7 +255,7 @@ void attention_bf16(const Shape *shape, const Document *documents, int64_t count
     const int64_t most = longest(documents, count);
     const TileProduct by = fastest_product();
     const int amx = has_amx();
-    const Shares shares = shares_of(shape, documents, count, BLOCK, 0, threads);
+    Shares shares = shares_of(shape, documents, count, BLOCK, 0, threads);
 #pragma omp parallel num_threads(threads)
     {
         char *whole = aligned_alloc(64, (4 * most * dim + BLOCK * (6 * dim + 6 * most) + 1024) / 64 * 64);
@@ -265,16 +265,14 @@ void attention_bf16(const Shape *shape, const Document *documents, int64_t count
         float *scores = (float *)carve(&room, 4 * BLOCK * most), *sums = (float *)carve(&room, 4 * BLOCK * dim);
         TileConfig before;
         if (amx) tiles_begin(&before);
-#pragma omp for schedule(dynamic)
-        for (int64_t each = 0; each < shares.count; each++) {
-            const Share *share = shares.each + each;
+        for (const Share *share; (share = take_share(&shares));) {
             const Document *document = share->document;
             const int64_t length = document->k_length, width = filled(length);
             tiles_of_transpose(k.at + document->k * k.token + share->kv * k.head, k.token, length, share->keys, width, dim,
                                keys);
             tiles_of(v.at + document->k * v.token + share->kv * v.head, v.token, length, share->keys, dim, values);
-            for (int64_t number = share->numbers.first; number < share->numbers.end; number++) {
-                const Queries own = queries_of(shape, share, number, BLOCK);
+            for (int64_t number = share->blocks.first; number < share->blocks.end; number++) {
+                const Queries own = queries_of(shape, document, share->kv, number, BLOCK);
                 const int64_t first = own.keys.first, end = own.keys.end, columns = (end - first) / BLOCK;
                 block_of(q.at + own.token * q.token + own.head * q.head, q.token, own.rows, dim, block, NULL);
                 product(by, block, dim, keys + first * BLOCK, BLOCK * width, scores + first, most, columns, dim / 32, 0);
@@ -339,7 +337,7 @@ void attention_backward_bf16(const Shape *shape, const Document *documents, int6
     const int64_t most = longest(documents, count);
     const TileProduct by = fastest_product();
     const int amx = has_amx();
-    const Shares shares = shares_of(shape, documents, count, BLOCK, 2 * dim, threads);
+    Shares shares = shares_of(shape, documents, count, BLOCK, 2 * dim, threads);
 #pragma omp parallel num_threads(threads)
     {
         char *whole = aligned_alloc(64, (14 * most * dim + BLOCK * (14 * most + 12 * dim) + 2048) / 64 * 64);
@@ -355,9 +353,7 @@ void attention_backward_bf16(const Shape *shape, const Document *documents, int6
         float *sums = (float *)carve(&room, 4 * BLOCK * dim);
         TileConfig before;
         if (amx) tiles_begin(&before);
-#pragma omp for ordered schedule(dynamic)
-        for (int64_t each = 0; each < shares.count; each++) {
-            const Share *share = shares.each + each;
+        for (const Share *share; (share = take_share(&shares));) {
             const Document *document = share->document;
             const int64_t length = document->k_length, width = filled(length);
             const bf16 *own_k = k.at + document->k * k.token + share->kv * k.head;
@@ -365,10 +361,11 @@ void attention_backward_bf16(const Shape *shape, const Document *documents, int6
             tiles_of_transpose(own_k, k.token, length, share->keys, width, dim, turned_keys);
             tiles_of(own_k, k.token, length, share->keys, dim, keys);
             tiles_of_transpose(own_v, v.token, length, share->keys, width, dim, turned_values);
-            memset(sum_k, 0, 4 * width * dim);
-            memset(sum_v, 0, 4 * width * dim);
-            for (int64_t number = share->numbers.first; number < share->numbers.end; number++) {
-                const Queries own = queries_of(shape, share, number, BLOCK);
+            const Range cleared = share->parts > 1 ? share->keys : (Range){0, width};
+            clear_block(sum_k + cleared.first, width, dim, cleared.end - cleared.first);
+            clear_block(sum_v + cleared.first, width, dim, cleared.end - cleared.first);
+            for (int64_t number = share->blocks.first; number < share->blocks.end; number++) {
+                const Queries own = queries_of(shape, document, share->kv, number, BLOCK);
                 const int64_t first = own.keys.first, end = own.keys.end, columns = (end - first) / BLOCK;
                 block_of(q.at + own.token * q.token + own.head * q.head, q.token, own.rows, dim, query, turned_query);
                 block_of(grad.at + own.token * grad.token + own.head * grad.head, grad.token, own.rows, dim, up,
@@ -399,20 +396,19 @@ void attention_backward_bf16(const Shape *shape, const Document *documents, int6
                 }
             }
             const int64_t place = (document->k * shape->kv_heads + share->kv) * dim;
-            const float *whole_k = sum_k, *whole_v = sum_v;
-            if (share->sums) {
-                float *all_k = share->sums, *all_v = share->sums + width * dim;
-                const int64_t first = share->keys.first, some = share->keys.end - first;
-#pragma omp ordered
-                {
-                    add_block(sum_k + first, width, dim, some, all_k + first, width);
-                    add_block(sum_v + first, width, dim, some, all_v + first, width);
-                }
-                whole_k = all_k, whole_v = all_v;
+            const float *all_k = sum_k, *all_v = sum_v;
+            if (share->parts > 1) {
+                float *parts_k = share->sums, *parts_v = share->sums + width * dim;
+                const int64_t first = share->keys.first, seen = share->keys.end - first;
+                wait_for_turn(share);
+                add_block(sum_k + first, width, dim, seen, parts_k + first, width);
+                add_block(sum_v + first, width, dim, seen, parts_v + first, width);
+                end_turn(share);
+                all_k = parts_k, all_v = parts_v;
             }
             if (share->part == share->parts - 1) { /* the last to add */
-                store_turned(whole_k, width, length, dim, grad_k + place, shape->kv_heads * dim);
-                store_turned(whole_v, width, length, dim, grad_v + place, shape->kv_heads * dim);
+                store_turned(all_k, width, length, dim, grad_k + place, shape->kv_heads * dim);
+                store_turned(all_v, width, length, dim, grad_v + place, shape->kv_heads * dim);
             }
         }
         if (amx) tiles_end(&before);
