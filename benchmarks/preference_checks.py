@@ -23,7 +23,7 @@ GROUP, PHASE, UPDATES = 8, 16, 4
 """Answers to each prompt, prompts of a phase, and optimizer steps of a phase."""
 
 WAYS: dict[str, dict[str, Any]] = {
-    "grpo": {"kind": "grpo", "advantage": "group_rate", "passes": 2},
+    "grpo": {"kind": "grpo", "advantage": "group_rate"},
     "expert": {"kind": "best_of_n", "threshold": 1.0},
 }
 """The ways that sample from their own weights, phase by phase."""
@@ -149,17 +149,8 @@ def checked_trial(base: str, task: Task, seed: int) -> dict[str, Any]:
             "minibatches": UPDATES,
         }  # fmt: skip
         given = written("prompts.jsonl", prompts)
-        sampling = {
-            name: tuned(
-                name,
-                first,
-                given,
-                {**way, **sampled},
-                learning_rate=task.rate,
-                steps=task.phases * UPDATES * way.get("passes", 1),
-            )
-            for name, way in WAYS.items()
-        }
+        phases = {"steps": task.phases * UPDATES, "learning_rate": task.rate}
+        sampling = {name: tuned(name, first, given, {**way, **sampled}, **phases) for name, way in WAYS.items()}
         asked = (prompts * (1 + task.phases * PHASE // len(prompts)))[: task.phases * PHASE]
         kept = [
             row

@@ -69,6 +69,7 @@ class Source:
 SOURCES = {
     "demo pairs": Source("formats/dpo_en_demo.json", 512, 60, 37),
     "harmless pairs": Source("hh_harmless/pairs.jsonl", 256, 160, 150),
+    "more harmless pairs": Source("hh_harmless/pairs.jsonl", 256, 680, 400),
 }
 OBJECTIVES: dict[str, dict[str, Any]] = {
     "dpo": {"kind": "dpo", "beta": 0.1},

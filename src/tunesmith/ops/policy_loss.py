@@ -5,6 +5,7 @@ for each of its completions. Tokens come concatenated, completion after completi
 """
 
 import math
+import statistics
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
@@ -231,11 +232,18 @@ def suffix_sums(values: Tensor, lengths: Sequence[int]) -> Tensor:
     return torch.cat([part.flip(0).cumsum(0).flip(0) for part in torch.split(values, list(lengths))])
 
 
-def dead_share(successes: Sequence[int], samples: int, group: int) -> float:
-    """The share of groups in which all rewards will be equal, (1 − p)^G + p^G, if a completion succeeds or fails.
+LEAST_SPREAD, MOST_SPREAD = 1e-3, 0.95
+"""Of the rates of success, as an intraclass correlation: 0 if all prompts have one rate, 1 if each always or never
+succeeds."""
 
-    Estimated from samples of each prompt: without bias (drawing the group from them without replacement) as long as
-    the group is not larger, and with p as measured beyond.
+
+def dead_share(successes: Sequence[int], samples: int, group: int) -> float:
+    """The share of groups in which all rewards will be equal, E[(1 − p)^G + p^G], if a completion succeeds or fails.
+
+    Estimated from samples of each prompt. For a group that is not larger than these: without bias, by drawing it from
+    them without replacement. For a larger one: by a beta distribution of p over the prompts (Skellam 1948) with the
+    mean and the spread that were measured (Kleinman 1973). The share of successes of each prompt will not do there: a
+    prompt without any would be dead in a group of any size.
 
     Args:
         successes: of each prompt, how many of its samples succeeded.
@@ -245,13 +253,29 @@ def dead_share(successes: Sequence[int], samples: int, group: int) -> float:
     Returns:
         The mean over the prompts.
     """
+    if group > samples:
+        return _dead_beyond(successes, samples, group)
 
     def all_of(count: int) -> float:
-        if group > samples:
-            return float((count / samples) ** group)
         product = 1.0
         for drawn in range(group):
             product *= max(0, count - drawn) / (samples - drawn)
         return product
 
     return sum(all_of(count) + all_of(samples - count) for count in successes) / len(successes)
+
+
+def _dead_beyond(successes: Sequence[int], samples: int, group: int) -> float:
+    """`dead_share` of a group larger than the samples."""
+    prompts = len(successes)
+    rate = (sum(successes) + 0.5) / (prompts * samples + 1)  # never 0 or 1
+    spread = LEAST_SPREAD
+    if samples > 1 and prompts > 1:
+        ratio = statistics.variance(count / samples for count in successes) * samples / (rate * (1 - rate))
+        spread = min(max((ratio - 1) / (samples - 1), LEAST_SPREAD), MOST_SPREAD)
+    concentration = 1 / spread - 1
+    a, b = rate * concentration, (1 - rate) * concentration
+    return sum(
+        math.exp(math.lgamma(own + group) - math.lgamma(own) + math.lgamma(a + b) - math.lgamma(a + b + group))
+        for own in (a, b)
+    )
