@@ -211,6 +211,11 @@ def test_a_larger_group_has_a_difference_more_often(successes: list[int]) -> Non
     assert 1 >= shares[0] >= shares[1] > shares[2] > 0
 
 
+def test_two_samples_of_two_prompts_tell_how_far_prompts_differ() -> None:
+    assert dead_share([0, 2], 2, 4) > 0.9
+    assert dead_share([1, 1], 2, 4) == pytest.approx(2 * 0.5**4, abs=0.01)
+
+
 def test_one_sample_of_each_prompt_tells_only_the_mean_rate() -> None:
     assert dead_share([0, 1, 0, 0], 1, 4) == pytest.approx(0.7**4 + 0.3**4, abs=0.01)
 
