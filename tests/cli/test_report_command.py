@@ -35,7 +35,7 @@ def test_report_of_a_directory_that_is_not_a_run_is_refused(tmp_path: Path) -> N
     assert (done.returncode, "is not a run" in done.stderr) == (2, True)
 
 
-@pytest.mark.parametrize("rows", ["some", "ALL", "-3", "2.5", "", 300 * "a"])
+@pytest.mark.parametrize("rows", ["some", "ALL", "-3", "2.5", "", 300 * "a", 5000 * "9"])
 def test_evaluate_refuses_other_words_than_a_number_or_all_in_one_line(rows: str, run: Path) -> None:
     done = typed("evaluate", str(run), "--rows", rows)
     assert done.returncode == 2

@@ -23,6 +23,9 @@ from tunesmith.ops.rms_norm import rms_norm, rms_norm_reference
 from tunesmith.ops.rotary import rotary, rotary_reference
 
 few = settings(max_examples=25)
+SHARED = [7, 700]
+"""Lengths of documents of which two threads share the longer one, also with a single head of keys."""
+
 built = pytest.mark.skipif(native.library() is None, reason="this machine has no C compiler to build the kernels with")
 dtypes = st.sampled_from([torch.bfloat16, torch.float32])
 
@@ -147,7 +150,7 @@ def test_cross_entropy_equals_float64(rows: int, vocab: int, dtype: torch.dtype,
 )
 @few
 @given(
-    lengths=st.lists(st.integers(1, 80) | st.just(150), min_size=1, max_size=5) | st.just([7, 300]),
+    lengths=st.lists(st.integers(1, 80) | st.just(150), min_size=1, max_size=5) | st.just(SHARED),
     kv_heads=st.sampled_from([1, 2]),
     groups=st.sampled_from([1, 3]),
     dim=st.sampled_from([32, 64, 96, 128]),
@@ -182,7 +185,7 @@ def test_document_attention_equals_float64(
     # A single key has a gradient of 0, of which rounding leaves a unit of the values' precision: in fp32, more than the
     # tolerance for small values.
     floor = 1e-3 if dtype == torch.bfloat16 else 0.5
-    with processor(**instructions), threads(2 if 300 in lengths else 1):  # two share that document
+    with processor(**instructions), threads(2 if lengths == SHARED else 1):
         assert_close_to_float64(fast, reference, [q, k, v, *prefix], floor=floor)
 
 
@@ -227,7 +230,8 @@ def test_threads_that_share_a_document_compute_the_same(
         assert all(map(torch.equal, each, shared))
     assert all(map(torch.equal, shared[:2], alone[:2])), "no sum of the output and of the queries' gradients is split"
     for one, many in zip(alone[2:], shared[2:], strict=True):
-        assert not torch.equal(one, many), "the document was split"
+        if dtype == torch.float32:  # in bf16, most differences are rounded away
+            assert not torch.equal(one, many), "the document was split"
         torch.testing.assert_close(many, one, rtol=1e-2 if dtype == torch.bfloat16 else 1e-4, atol=1e-4)
 
 

@@ -189,20 +189,24 @@ def test_the_prediction_from_samples_has_no_bias() -> None:
 
 @pytest.mark.parametrize(
     ("name", "bias"),
-    [("a few prompts are easy", 0.03), ("half of the prompts never succeed", 0.06), ("all prompts alike", 0.03)],
+    [("a few prompts are easy", 0.04), ("half of the prompts never succeed", 0.09), ("all prompts alike", 0.08)],
 )
 def test_larger_groups_are_predicted_from_smaller_ones_in_simulation(name: str, bias: float) -> None:
-    """Where the rate is not beta distributed, the prediction is a little off."""
+    """Few prompts and few samples overstate how far prompts differ, and not all rates are beta distributed. The share of
+    successes of each prompt itself would be off by 0.2 where all are alike."""
     random = np.random.default_rng(0)
     rates = {
         "a few prompts are easy": random.beta(0.3, 1.0, 100_000),
         "half of the prompts never succeed": random.random(100_000) * (random.random(100_000) < 0.5),
         "all prompts alike": np.full(100_000, 0.18),
     }[name]
-    drawn = [random.binomial(8, random.choice(rates, 64)).tolist() for _ in range(200)]
-    for group in (8, 16):
+    for prompts, samples, group in ((64, 8, 8), (64, 8, 16), (16, 8, 16), (16, 8, 32), (16, 4, 8)):
         truth = float((rates**group + (1 - rates) ** group).mean())
-        assert np.mean([dead_share(each, 8, group) for each in drawn]) == pytest.approx(truth, abs=bias)
+        predicted = [
+            dead_share(random.binomial(samples, random.choice(rates, prompts)).tolist(), samples, group)
+            for _ in range(200)
+        ]
+        assert np.mean(predicted) == pytest.approx(truth, abs=bias), (prompts, samples, group)
 
 
 @pytest.mark.parametrize("successes", [[0] * 16, [8] * 16, [0] * 8 + [8] * 8, [0], [0, 1] * 8])
@@ -211,13 +215,18 @@ def test_a_larger_group_has_a_difference_more_often(successes: list[int]) -> Non
     assert 1 >= shares[0] >= shares[1] > shares[2] > 0
 
 
+def test_without_a_success_little_is_expected_of_larger_groups() -> None:
+    assert dead_share([0] * 4, 4, 8) > 0.9
+    assert dead_share([0] * 16, 8, 32) > 0.95
+
+
 def test_two_samples_of_two_prompts_tell_how_far_prompts_differ() -> None:
     assert dead_share([0, 2], 2, 4) > 0.9
     assert dead_share([1, 1], 2, 4) == pytest.approx(2 * 0.5**4, abs=0.01)
 
 
 def test_one_sample_of_each_prompt_tells_only_the_mean_rate() -> None:
-    assert dead_share([0, 1, 0, 0], 1, 4) == pytest.approx(0.7**4 + 0.3**4, abs=0.01)
+    assert dead_share([0, 1, 0, 0], 1, 4) == pytest.approx(0.75**4 + 0.25**4, abs=0.03)
 
 
 def test_the_bound_on_sums_solves_its_equation_and_holds_in_simulation() -> None:

@@ -21,7 +21,7 @@ def row_count(text: str, least: int = 0) -> int | None:
     """
     if text == "all":
         return None
-    if text.isdecimal() and int(text) >= least:
+    if text.isdecimal() and len(text) < 19 and int(text) >= least:
         return int(text)
     with suppress(OSError):  # a long text, or a directory that cannot be read
         if Path(text).is_file():

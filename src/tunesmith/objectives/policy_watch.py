@@ -13,6 +13,9 @@ from tunesmith.objectives.scored import GROUPS
 DEAD, PILOT = 0.5, 3
 """A run warns if at least this share of the groups of its first phases has no difference."""
 
+WORTHWHILE = 0.05
+"""The share by which larger groups must lower that, to be recommended."""
+
 
 class PolicyWatch:
     """Watches the phases of a run.
@@ -62,7 +65,8 @@ class PolicyWatch:
 
     def _dead_message(self) -> str:
         predicted = fmean(self._dead_of_larger) if len(self._dead_of_larger) == PILOT else math.nan
-        more = f" group_size: {self._larger} would leave {predicted:.0%}." if predicted < fmean(self._dead) else ""
+        helps = predicted <= fmean(self._dead) - WORTHWHILE
+        more = f" group_size: {self._larger} would leave about {predicted:.0%}." if helps else ""
         return (
             f"In {fmean(self._dead):.0%} of the groups so far, all completions have the same reward: they train "
             f"nothing.{more} Choose prompts that the model answers well sometimes, or a reward with more values."
@@ -75,4 +79,4 @@ class PolicyWatch:
     def restore(self, state: Mapping[str, Any]) -> None:
         """Continue from a `state`."""
         self._rewards, self._dead = RewardWatch(**state["rewards"]), state["dead"]
-        self._dead_of_larger = state["dead_of_larger"]
+        self._dead_of_larger = state.get("dead_of_larger", [])  # not in checkpoints of older versions

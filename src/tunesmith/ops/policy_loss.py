@@ -268,7 +268,8 @@ def dead_share(successes: Sequence[int], samples: int, group: int) -> float:
 def _dead_beyond(successes: Sequence[int], samples: int, group: int) -> float:
     """`dead_share` of a group larger than the samples."""
     prompts = len(successes)
-    rate = (sum(successes) + 0.5) / (prompts * samples + 1)  # never 0 or 1
+    little = 0.5 / prompts  # a success and a failure more, so that the rate is never 0 or 1
+    rate = (sum(successes) + little) / (prompts * samples + 2 * little)
     spread = LEAST_SPREAD
     if samples > 1 and prompts > 1:
         ratio = statistics.variance(count / samples for count in successes) * samples / (rate * (1 - rate))

@@ -49,7 +49,7 @@ static int64_t longest(const Document *documents, int64_t count) {
 }
 
 #define SHARES_PER_THREAD 4 /* so that all threads end at about the same time */
-#define LEAST_BLOCKS 8      /* in a part, since each part copies the keys and values that it needs */
+#define LEAST_BLOCKS 8      /* in a part on average, since each part copies the keys and values that it needs */
 
 /* What a thread takes at a time: a document and a head of keys or, where there are few of these, a part of its queries. */
 typedef struct {
@@ -161,7 +161,7 @@ INLINE const Share *take_share(Shares *shares) {
 }
 
 /* Waits until the parts before this one, which were taken before it, have added what they sum: so the order of the sums
- * does not depend on which part ends first. OpenMP's `ordered` would let all shares wait for those before them. */
+ * does not depend on which part ends first. OpenMP's `ordered` would make all shares wait for those before them. */
 static void wait_for_turn(const Share *share) {
     while (__atomic_load_n(share->turn, __ATOMIC_ACQUIRE) != share->part) sched_yield();
 }
