@@ -192,8 +192,8 @@ def test_the_prediction_from_samples_has_no_bias() -> None:
     [("a few prompts are easy", 0.04), ("half of the prompts never succeed", 0.09), ("all prompts alike", 0.08)],
 )
 def test_larger_groups_are_predicted_from_smaller_ones_in_simulation(name: str, bias: float) -> None:
-    """Few prompts and few samples overstate how far prompts differ, and not all rates are beta distributed. Each prompt's
-    own share of successes would be off by 0.2 where all are alike."""
+    """Few prompts and samples overstate how far prompts differ, and not all rates are beta distributed. The shares of
+    successes themselves would be off by 0.2 where all prompts are alike."""
     random = np.random.default_rng(0)
     rates = {
         "a few prompts are easy": random.beta(0.3, 1.0, 100_000),
