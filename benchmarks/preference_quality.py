@@ -308,7 +308,7 @@ def table(trials: list[dict[str, Any]]) -> str:
                 for side in ("base", "tuned")
             ]
             known = [each["accuracy_over_reference"] for each in own if each["accuracy_over_reference"] is not None]
-            cells.append(_over(known, 100, "%") if known and name == "dpo" else "")
+            cells.append(_over(known, 100, "%") if known and OBJECTIVES[name]["kind"] in ("dpo", "kto") else "")
             cells += [_over([each[side]["general"] for each in own], 1, "") for side in ("base", "tuned")]
             lines.append(f"| {source} | {name} | {' | '.join(cells)} |")
     ruled = [each for each in trials if each["experiment"] == RULE]
