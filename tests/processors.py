@@ -24,7 +24,7 @@ def processor(amx: bool = True, lanes: int = 16) -> Iterator[None]:
 
 @contextmanager
 def threads(count: int) -> Iterator[None]:
-    """Within the block, operations run on so many threads."""
+    """Within the block, operations run on `count` threads."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:

@@ -215,17 +215,17 @@ def test_a_larger_group_has_a_difference_more_often(successes: list[int]) -> Non
     assert 1 >= shares[0] >= shares[1] > shares[2] > 0
 
 
-def test_without_a_success_little_is_expected_of_larger_groups() -> None:
+def test_without_any_success_most_larger_groups_stay_dead() -> None:
     assert dead_share([0] * 4, 4, 8) > 0.9
     assert dead_share([0] * 16, 8, 32) > 0.95
 
 
-def test_two_samples_of_two_prompts_tell_how_far_prompts_differ() -> None:
+def test_two_samples_of_two_prompts_show_how_much_prompts_differ() -> None:
     assert dead_share([0, 2], 2, 4) > 0.9
     assert dead_share([1, 1], 2, 4) == pytest.approx(2 * 0.5**4, abs=0.01)
 
 
-def test_one_sample_of_each_prompt_tells_only_the_mean_rate() -> None:
+def test_with_one_sample_of_each_prompt_only_the_mean_rate_is_known() -> None:
     assert dead_share([0, 1, 0, 0], 1, 4) == pytest.approx(0.75**4 + 0.25**4, abs=0.03)
 
 
